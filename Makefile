@@ -1,0 +1,28 @@
+# Each target is the few shell lines a user would type. PYTHON may name another interpreter.
+PYTHON ?= python3
+PY = .venv/bin/python
+SAMPLE = --data-dir data/sample
+
+.PHONY: quickstart int8 test lint clean
+
+quickstart: int8
+
+# the four INT8 stages, bundled encoder, bundled sample
+int8: .venv/installed
+	$(PY) int8_eager/train_qat_int8.py --run sample-int8 --model-name models/bert-mini-id $(SAMPLE)
+	$(PY) int8_eager/export_to_onnx.py --run sample-int8
+	$(PY) int8_eager/quantize_onnx_int8.py --run sample-int8
+	$(PY) int8_eager/eval_onnx_int8.py --run sample-int8 $(SAMPLE)
+
+test: .venv/installed
+	$(PY) -m ruff check .
+	$(PY) -m pytest
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch .venv/installed
+
+clean:
+	rm -rf .venv models/sample-int8

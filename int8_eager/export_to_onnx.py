@@ -1,0 +1,24 @@
+"""Stage 2 of 4: export the trained model to a clean FP32 ONNX graph and check it against PyTorch.
+
+Reads   models/<RUN>/model_qat.pth          (train_qat_int8.py)
+Writes  models/<RUN>/model_qat.onnx
+Next    quantize_onnx_int8.py
+"""
+from lowbit.export import export_run
+from lowbit.stage import next_command, run_stage
+
+# ---- settings: edit here, or for one run: --opset 18 ---------------------------------------------
+RUN = "indobert-qat-int8-smsa"  # folder under models/ shared by the four stages
+OPSET = 17                      # ONNX operator set of the graph; 17 or higher
+# --------------------------------------------------------------------------------------------------
+
+STAGE = "int8_eager/export_to_onnx.py"
+
+
+def main(settings):
+    export_run(settings, STAGE, train_stage="int8_eager/train_qat_int8.py")
+    return next_command("int8_eager/quantize_onnx_int8.py", settings, "RUN")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

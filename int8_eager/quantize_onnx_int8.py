@@ -1,0 +1,77 @@
+"""Stage 3 of 4: turn the exported FP32 graph into INT8, check it against training, count what runs on integers.
+
+Reads   models/<RUN>/model_qat.onnx         (export_to_onnx.py), model_qat.pth (train_qat_int8.py)
+Writes  models/<RUN>/model_qat_int8.onnx
+Next    eval_onnx_int8.py
+"""
+import logging
+
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from lowbit.agreement import differing_modules
+from lowbit.artifacts import (atomic_folder, publish, record, remove_leftovers, require, run_dir, settings_of, shown,
+                              write_json)
+from lowbit.census import census, census_lines
+from lowbit.errors import UserError
+from lowbit.export import ONNX, largest_difference, load_weights
+from lowbit.fake_quant import prepare
+from lowbit.machine import integer_advice
+from lowbit.model import load_run
+from lowbit.stage import next_command, run_stage
+from lowbit.train import WEIGHTS
+
+# ---- settings: edit here, or for one run: --per-channel ------------------------------------------
+RUN = "indobert-qat-int8-smsa"  # folder under models/ shared by the four stages
+PER_CHANNEL = False             # one weight scale per output channel instead of one per tensor; as trained
+QUANTIZE_EMBEDDINGS = True      # embedding tables to uint8 as well: a third to a half of the file; as trained
+REDUCE_RANGE = False            # 7-bit weights, for CPUs without VNNI; as trained
+# --------------------------------------------------------------------------------------------------
+
+TRAIN, EXPORT = "int8_eager/train_qat_int8.py", "int8_eager/export_to_onnx.py"
+STAGE = "int8_eager/quantize_onnx_int8.py"
+INT8 = "model_qat_int8.onnx"
+
+
+def refuse_other_arithmetic(settings, trained):
+    """What is trained is what ships: a QAT run is quantized as it was simulated."""
+    for name in ("PER_CHANNEL", "QUANTIZE_EMBEDDINGS", "REDUCE_RANGE"):
+        if trained["QAT"] and settings[name] != trained[name]:
+            raise UserError(f"{name} is {settings[name]} here but {RUN} was trained with {trained[name]}: "
+                            f"set it to {trained[name]}, or train again with --{name.lower().replace('_', '-')} "
+                            f"{str(settings[name]).lower()}")
+
+
+def main(settings):
+    folder = run_dir(RUN)
+    read = require(folder, EXPORT, ONNX) + require(folder, TRAIN, WEIGHTS, "config.json")
+    refuse_other_arithmetic(settings, settings_of(folder, TRAIN))
+    remove_leftovers(folder)
+    print(f"  {integer_advice()}")
+    model, _, _ = load_run(folder)
+    load_weights(model, folder / WEIGHTS)
+    prepare(model, PER_CHANNEL, QUANTIZE_EMBEDDINGS, REDUCE_RANGE)
+    with atomic_folder(folder) as scratch:
+        path = scratch / INT8
+        logging.getLogger().setLevel(logging.ERROR)  # it recommends a pre-processing that gains nothing here
+        quantize_dynamic(folder / ONNX, path, weight_type=QuantType.QInt8, per_channel=PER_CHANNEL,
+                         reduce_range=REDUCE_RANGE,
+                         op_types_to_quantize=["MatMul", "Gather"] if QUANTIZE_EMBEDDINGS else ["MatMul"])
+        modules, differing = differing_modules(path, model)
+        if differing:
+            raise RuntimeError(f"{len(differing)} of {modules} weights differ from those that training simulated: "
+                               + ", ".join(differing[:5]))
+        worst = largest_difference(model, path)
+        counted = census(path)
+        write_json(scratch / "census.json", counted)
+        names = publish(scratch)
+    record(folder, STAGE, settings, read, names)
+    print(f"  {modules} of {modules} weights equal the integers simulated in training, bit for bit")
+    print(f"  logits differ from the simulation by at most {worst:.1e} on random inputs")
+    print("  in the graph as ONNX Runtime optimises it:", *census_lines(counted), sep="\n")
+    before, after = (folder / ONNX).stat().st_size, (folder / INT8).stat().st_size
+    print(f"wrote {shown(folder / INT8)}: {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({100 * after / before:.1f} %)")
+    return next_command("int8_eager/eval_onnx_int8.py", settings, "RUN")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

@@ -1,0 +1,44 @@
+"""Stage 1 of 4: fine-tune an encoder with the arithmetic of the INT8 file simulated in every step.
+
+Reads   DATA_DIR/{train,valid,test}.tsv     text<TAB>label (python data/download_smsa.py)
+Writes  models/<RUN>/                       model_qat.pth, config.json, tokenizer files, preprocessing.json
+Next    export_to_onnx.py
+"""
+from lowbit.fake_quant import prepare
+from lowbit.stage import next_command, run_stage
+from lowbit.train import fine_tune
+
+# ---- settings: edit here, or for one run: --num-epochs 1 -----------------------------------------
+RUN = "indobert-qat-int8-smsa"  # folder under models/ shared by the four stages
+MODEL_NAME = "indobenchmark/indobert-base-p2"  # hub name, or a folder such as models/bert-mini-id
+MODEL_REVISION = "94b4e0a82081fa57f227fcc2024d1ea89b57ac1f"  # commit on the hub; a folder ignores it
+DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv, from the project's root
+CLEANING = "minimal"            # text cleaning: documents, negation-safe or minimal; saved with the model
+MAX_LENGTH = 128                # tokens; longer texts are cut and counted
+NUM_LABELS = 3                  # positive 0, neutral 1, negative 2
+NUM_EPOCHS = 3                  # passes over train; the best on valid is kept
+BATCH_SIZE = 16                 # texts a step and device
+LEARNING_RATE = 2e-5            # peak of the linear schedule
+WARMUP_RATIO = 0.1              # share of the steps until the peak
+WEIGHT_DECAY = 0.01             # AdamW
+SEED = 42                       # of the head's first weights, dropout and order
+QAT = True                      # simulate INT8; --no-qat trains the FP32 baseline by the same recipe
+PER_CHANNEL = False             # one weight scale per output channel instead of one per tensor
+QUANTIZE_EMBEDDINGS = True      # embedding tables to uint8 as well: a third to a half of the file
+REDUCE_RANGE = False            # 7-bit weights, for CPUs without VNNI
+AUTOCAST = True                 # BF16/FP16 arithmetic in training steps where the device has it
+# --------------------------------------------------------------------------------------------------
+
+STAGE = "int8_eager/train_qat_int8.py"
+
+
+def main(settings):
+    def simulate(model):
+        return prepare(model, PER_CHANNEL, QUANTIZE_EMBEDDINGS, REDUCE_RANGE) if QAT else model
+
+    fine_tune(settings, STAGE, simulate)
+    return next_command("int8_eager/export_to_onnx.py", settings, "RUN")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

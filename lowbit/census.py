@@ -1,0 +1,61 @@
+"""What really runs on integers: a count over the graph as ONNX Runtime optimises it, not as the file looks."""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+
+INTEGER_PRODUCTS = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm",
+                    "QAttention", "MatMulNBits"}
+FLOAT_PRODUCTS = {"MatMul", "FusedMatMul", "Gemm"}
+INTEGER_TYPES = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+
+
+def optimised_graph(path: Path) -> onnx.GraphProto:
+    """The graph that the CPU provider executes for `path`, all of ONNX Runtime's fusions applied."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.log_severity_level = 3  # it warns that this file is for this machine only: it is read and deleted
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnx.load(options.optimized_model_filepath).graph
+
+
+def census(path: Path) -> dict:
+    """Counts of products and table look-ups on integers and on floats, and for each float one the reason.
+
+    `linear` are products with a stored weight, `attention` products of two activations, `embedding` look-ups
+    in a stored table. Each is {"integer": n, "float": n}; `float_nodes` maps a node's name to why it is float.
+    """
+    graph = optimised_graph(path)
+    stored = {tensor.name: tensor.data_type for tensor in graph.initializer if len(tensor.dims) >= 2}
+    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    counts = {kind: {"integer": 0, "float": 0} for kind in ("linear", "attention", "embedding")}
+    why, operators = {}, Counter(node.op_type for node in graph.node)
+    for node in graph.node:
+        weights = [name for name in node.input if name in stored]
+        if node.op_type in INTEGER_PRODUCTS:
+            counts["linear" if weights else "attention"]["integer"] += 1
+        elif node.op_type in FLOAT_PRODUCTS and (weights or set(node.input) & dequantized):
+            counts["linear"]["float"] += 1
+            why[node.name] = "its weight is stored as a float" if weights else "its weight is dequantized before it"
+        elif node.op_type in FLOAT_PRODUCTS:
+            counts["attention"]["float"] += 1
+            why[node.name] = "it multiplies two activations, and dynamic quantization takes stored weights only"
+        elif node.op_type == "Gather" and node.input[0] in stored:
+            integer = stored[node.input[0]] in INTEGER_TYPES
+            counts["embedding"]["integer" if integer else "float"] += 1
+            if not integer:
+                why[node.name] = "its table is stored as a float"
+    return {**counts, "float_nodes": why, "operators": dict(operators.most_common())}
+
+
+def census_lines(result: dict) -> list[str]:
+    """The census as a user reads it: one line a kind, then the reasons, each once with its count."""
+    names = {"linear": "Linear layers", "attention": "attention products", "embedding": "embedding look-ups"}
+    lines = [f"  {names[kind]}: {result[kind]['integer']} on integers, {result[kind]['float']} on floats"
+             for kind in names]
+    return lines + [f"    {count} stay float: {reason}" for reason, count in
+                    Counter(result["float_nodes"].values()).items()]

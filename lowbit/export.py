@@ -1,0 +1,121 @@
+"""From a trained run to a clean FP32 ONNX graph that is shown to agree with PyTorch."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+
+from lowbit.artifacts import (atomic_folder, publish, record, remove_leftovers, require, run_dir, sha256, shown)
+from lowbit.encode import INPUT_NAMES
+from lowbit.errors import UserError
+from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_run
+from lowbit.train import WEIGHTS
+
+ONNX = "model_qat.onnx"
+TOLERANCE = 1e-4  # largest logit difference to PyTorch that is accepted
+# batch, length, padding at the end of every second row: other shapes than the traced one
+CHECKED_SHAPES = ((1, 3, 0), (1, 32, 0), (2, 17, 5), (4, 64, 40), (3, 128, 100), (16, 24, 8))
+# state that fake-quantization modules of torch.ao leave in a state dict; the FP32 graph has no use for it
+FAKE_QUANT_STATE = ("activation_post_process.", "weight_fake_quant.", "fake_quant_enabled", "observer_enabled")
+TRAINING_OPS = {"Dropout", "QuantizeLinear", "DequantizeLinear", "FakeQuantize"}
+
+
+class _Logits(torch.nn.Module):
+    """input_ids, attention_mask [batch, seq] -> logits [batch, labels]."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Load a plain state dict strictly; fake-quant state is named and left out, any other mismatch is refused."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{shown(path)} is not a plain state dict ({str(error).splitlines()[0]}): train again") from error
+    fake = [name for name in state if any(part in name for part in FAKE_QUANT_STATE)]
+    if fake:
+        print(f"  {len(fake)} fake-quantization tensors left out: {', '.join(fake[:3])}{' …' * (len(fake) > 3)}")
+    state = {name: tensor for name, tensor in state.items() if name not in fake}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+    if wrong:
+        name = wrong[0]
+        raise UserError(f"{shown(path)} does not fit config.json in {len(wrong)} tensors; the first is {name}: "
+                        f"{given.get(name, 'absent')} in the file, {wanted.get(name, 'absent')} in the model")
+    model.load_state_dict(state, strict=True)
+
+
+def sample_inputs(vocab_size: int, batch: int, length: int, padding: int, seed: int) -> dict[str, np.ndarray]:
+    """Random int64 inputs [batch, length]; every second row ends in `padding` masked positions."""
+    ids = np.random.default_rng(seed).integers(0, vocab_size, (batch, length))
+    mask = np.ones_like(ids)
+    mask[1::2, length - padding:] = 0
+    return dict(zip(INPUT_NAMES, (ids, mask), strict=True))
+
+
+def largest_difference(model: torch.nn.Module, path: Path) -> float:
+    """Largest absolute logit difference between PyTorch and the ONNX file over CHECKED_SHAPES."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for seed, (batch, length, padding) in enumerate(CHECKED_SHAPES):
+        length = min(length, model.config.max_position_embeddings)
+        inputs = sample_inputs(model.config.vocab_size, batch, length, min(padding, length - 1), seed)
+        with torch.inference_mode():
+            expected = _Logits(model)(**{name: torch.from_numpy(value) for name, value in inputs.items()}).numpy()
+        worst = max(worst, float(np.abs(session.run(["logits"], inputs)[0] - expected).max()))
+    return worst
+
+
+def export(model: torch.nn.Module, path: Path, opset: int) -> None:
+    """Trace `model` (in eval mode) to `path` with dynamic batch and sequence; raises on leftover training nodes."""
+    wrapper = _Logits(model).eval()
+    inputs = {name: torch.from_numpy(value)
+              for name, value in sample_inputs(model.config.vocab_size, 2, 16, 4, 0).items()}
+    axes = {0: "batch", 1: "sequence"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TracerWarnings on shapes that largest_difference proves dynamic
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        # the TorchScript exporter: the other one leaves Dropout nodes and stale shapes that stop the quantizer
+        torch.onnx.export(wrapper, tuple(inputs.values()), str(path), dynamo=False, opset_version=opset,
+                          input_names=list(INPUT_NAMES), output_names=["logits"],
+                          dynamic_axes={**{name: axes for name in INPUT_NAMES}, "logits": {0: "batch"}})
+    model.eval()  # torch.onnx.export restores the wrapper's own flag on the way out
+    graph = onnx.load(path, load_external_data=False).graph
+    left = sorted({node.op_type for node in graph.node} & TRAINING_OPS)
+    if left:
+        raise RuntimeError(f"the exported graph holds training nodes: {', '.join(left)}")
+
+
+def export_run(settings: dict, stage: str, train_stage: str) -> Path:
+    """Stage 2 for every precision: model_qat.pth -> model_qat.onnx, checked against PyTorch; returns the folder."""
+    folder = run_dir(settings["RUN"])
+    read = require(folder, train_stage, WEIGHTS, "config.json", PREPROCESSING, *TOKENIZER_FILES)
+    if settings["OPSET"] < 17:
+        raise UserError(f"OPSET is {settings['OPSET']}; 17 is the lowest (LayerNormalization as one operator)")
+    remove_leftovers(folder)
+    model, _, _ = load_run(folder)
+    load_weights(model, folder / WEIGHTS)
+    with atomic_folder(folder) as scratch:
+        path = scratch / ONNX
+        export(model, path, settings["OPSET"])
+        worst = largest_difference(model, path)
+        if not worst <= TOLERANCE:
+            raise RuntimeError(f"the exported graph differs from PyTorch by {worst:.2e}, more than {TOLERANCE:.0e}")
+        onnx.checker.check_model(str(path))
+        names = publish(scratch)
+    print(f"  logits agree with PyTorch within {worst:.1e} on {len(CHECKED_SHAPES)} shapes "
+          f"(batch {min(s[0] for s in CHECKED_SHAPES)} to {max(s[0] for s in CHECKED_SHAPES)}, "
+          f"length {min(s[1] for s in CHECKED_SHAPES)} to {max(s[1] for s in CHECKED_SHAPES)}, with padding)")
+    record(folder, stage, settings, read, names)
+    print(f"wrote {shown(folder / ONNX)} ({(folder / ONNX).stat().st_size / 1e6:.1f} MB)")
+    return folder

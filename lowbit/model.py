@@ -1,0 +1,62 @@
+"""Loading an encoder and its tokenizer: from a folder, or from the hub at a pinned revision."""
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from lowbit.artifacts import ROOT, resolve, shown
+from lowbit.data import LABELS
+from lowbit.errors import UserError
+
+transformers.utils.logging.disable_progress_bar()  # weight files load in a second
+
+BUNDLED = "models/bert-mini-id"
+PREPROCESSING = "preprocessing.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def load_pretrained(name: str, revision: str, num_labels: int):
+    """(model, tokenizer): FP32, a sequence classifier with our label names, never with remote code.
+
+    `name` is a folder (from the project's root or absolute) or a hub name, read at `revision`.
+    Raises UserError when neither gives a model.
+    """
+    folder = resolve(name)
+    local = folder.is_dir()
+    if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1 or (ROOT / name.split("/")[0]).is_dir()):
+        raise UserError(f"MODEL_NAME {name!r}: there is no folder {shown(folder)}; "
+                        f"the bundled encoder is {BUNDLED}")
+    source = {"pretrained_model_name_or_path": str(folder) if local else name}
+    if not local:
+        source["revision"] = revision or "main"
+    names = {"num_labels": num_labels}
+    if num_labels == len(LABELS):
+        names |= {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            **source, **names, dtype=torch.float32, ignore_mismatched_sizes=True)
+    except (OSError, ValueError, KeyError) as error:
+        if local:
+            raise UserError(f"MODEL_NAME {name!r}: {shown(folder)} does not load as a sequence classifier "
+                            f"({str(error).splitlines()[0]}); the bundled encoder is {BUNDLED}") from error
+        raise UserError(f"MODEL_NAME {name!r} is not a folder here and could not be fetched from the hub at revision "
+                        f"{source['revision'][:12]} (no network, no such model, or none cached); "
+                        f"the bundled encoder needs neither: --model-name {BUNDLED}") from error
+    limit = model.config.max_position_embeddings
+    tokenizer.model_max_length = limit
+    return model, tokenizer
+
+
+def load_run(folder: Path):
+    """(empty FP32 model, tokenizer, preprocessing settings) of a run's folder, as the training stage saved them."""
+    config = AutoConfig.from_pretrained(folder)
+    config._attn_implementation = "eager"  # plain MatMul, Softmax: the graph that quantizes
+    model = AutoModelForSequenceClassification.from_config(config)
+    preprocessing = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
+    return model.eval(), AutoTokenizer.from_pretrained(folder), preprocessing
+
+

@@ -1,0 +1,184 @@
+"""Fine-tuning with simulated low precision: one recipe for every precision folder, on Transformers' Trainer."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import ProgressCallback
+
+from lowbit.artifacts import (atomic_folder, publish, record, remove_leftovers, resolve, run_dir, sha256, shown,
+                              write_json)
+from lowbit.data import LABELS, SPLITS, count_shared, describe, read_split
+from lowbit.encode import encode
+from lowbit.model import PREPROCESSING, load_pretrained
+from lowbit.score import accuracy_and_f1
+from lowbit.settings import require
+from lowbit.text import PRESETS, require_preset
+
+WEIGHTS = "model_qat.pth"
+COMPLETE = "complete.json"  # written last into a checkpoint: one without it was cut short by a kill
+
+
+def check_settings(s: dict) -> None:
+    """Refuse values that cannot train, each with one sentence."""
+    for name in ("NUM_EPOCHS", "BATCH_SIZE", "LEARNING_RATE"):
+        require(s[name] > 0, f"{name} is {s[name]}; it must be above 0")
+    require(s["MAX_LENGTH"] >= 3, f"MAX_LENGTH is {s['MAX_LENGTH']}; at least 3 tokens: [CLS], a word, [SEP]")
+    require(s["WEIGHT_DECAY"] >= 0, f"WEIGHT_DECAY is {s['WEIGHT_DECAY']}; it must be 0 or more")
+    require(0 <= s["WARMUP_RATIO"] < 1, f"WARMUP_RATIO is {s['WARMUP_RATIO']}; it must be from 0 to below 1")
+    require(s["NUM_LABELS"] == len(LABELS),
+            f"NUM_LABELS is {s['NUM_LABELS']}; the data has {len(LABELS)} labels: {', '.join(LABELS)}")
+    require_preset(s["CLEANING"])
+
+
+def autocast_dtype() -> torch.dtype | None:
+    """BF16 where the device multiplies it natively, FP16 on older CUDA devices, None (FP32) elsewhere."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16
+    return None
+
+
+class _Trainer(Trainer):
+    """Trainer with BF16 autocast in training steps only: every score is measured in FP32 around the simulation."""
+
+    train_dtype = None
+
+    def compute_loss_context_manager(self):
+        if self.train_dtype is torch.bfloat16 and self.model.training:
+            return torch.autocast(self.args.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+class _Progress(ProgressCallback):
+    """The progress bar alone; facts are printed once an epoch by _EpochLine."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        pass
+
+
+class _EpochLine(TrainerCallback):
+    """One line an epoch, and a mark in every checkpoint that was written to its end."""
+
+    def __init__(self, fingerprint: str):
+        self.fingerprint, self.history, self.started = fingerprint, [], time.monotonic()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.started = time.monotonic()
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        self.history = [e for e in state.log_history if "eval_macro_f1" in e]
+        if state.is_world_process_zero:
+            print(f"epoch {state.epoch:.0f}/{args.num_train_epochs:.0f}  loss {losses[-1]:.4f}  "
+                  f"valid accuracy {metrics['eval_accuracy']:.4f}  valid macro-F1 {metrics['eval_macro_f1']:.4f}  "
+                  f"{time.monotonic() - self.started:.0f} s", flush=True)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(folder / COMPLETE, {"fingerprint": self.fingerprint})
+
+
+def fingerprint_of(settings: dict, data: list[Path], model: torch.nn.Module) -> str:
+    """Digest of everything a training run depends on: a checkpoint continues only the run it was made by."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in data:
+        digest.update(sha256(path).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def last_checkpoint(folder: Path, fingerprint: str) -> str | None:
+    """The newest whole checkpoint of this very run; what a kill cut short or another run left is deleted, in words."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
+        mark = path / COMPLETE
+        if mark.exists() and json.loads(mark.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
+            print(f"resuming from {shown(path)}")
+            return str(path)
+        why = "was made with other settings, data or weights" if mark.exists() else "was not written to its end"
+        print(f"deleting {shown(path)}: it {why}")
+        shutil.rmtree(path)
+    return None
+
+
+def to_dataset(rows: list[list[int]], labels: list[int]) -> Dataset:
+    """Unpadded rows; the collator pads each batch to its own longest."""
+    return Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows],
+                              "labels": labels})
+
+
+def fine_tune(settings: dict, stage: str, prepare) -> Path:
+    """Train `prepare(model)` on DATA_DIR and write the run's folder; returns it.
+
+    Each epoch scores the simulated model on valid; the epoch of best macro-F1 is kept. Writes model_qat.pth
+    (plain FP32 state dict), config.json, tokenizer files, preprocessing.json, training.json.
+    """
+    s = settings
+    check_settings(s)
+    out = run_dir(s["RUN"])
+    data_dir = resolve(s["DATA_DIR"])
+    splits = {name: read_split(data_dir, name) for name in SPLITS}
+    for name, (texts, labels) in splits.items():
+        shared = count_shared(splits["train"][0], texts) if name != "train" else 0
+        print(f"  {describe(name, labels)}" + (f", {shared} of them also in train" if name != "train" else ""))
+
+    set_seed(s["SEED"])
+    model, tokenizer = load_pretrained(s["MODEL_NAME"], s["MODEL_REVISION"], s["NUM_LABELS"])
+    limit = model.config.max_position_embeddings
+    require(s["MAX_LENGTH"] <= limit, f"MAX_LENGTH is {s['MAX_LENGTH']}; {s['MODEL_NAME']} reads at most {limit} tokens")
+    rows = {name: encode(splits[name][0], tokenizer, s["CLEANING"], s["MAX_LENGTH"]) for name in ("train", "valid")}
+    data = {name: to_dataset(rows[name], splits[name][1]) for name in rows}
+    out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
+    fingerprint = fingerprint_of(s, [data_dir / f"{name}.tsv" for name in rows], model)
+    model = prepare(model)
+
+    dtype = autocast_dtype() if s["AUTOCAST"] else None
+    line = _EpochLine(fingerprint)
+    trainer = _Trainer(
+        model=model, train_dataset=data["train"], eval_dataset=data["valid"], processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer), callbacks=[line],
+        compute_metrics=lambda p: accuracy_and_f1(p.label_ids, p.predictions.argmax(-1)),
+        args=TrainingArguments(
+            output_dir=str(out / "checkpoints"), num_train_epochs=s["NUM_EPOCHS"], learning_rate=s["LEARNING_RATE"],
+            per_device_train_batch_size=s["BATCH_SIZE"], per_device_eval_batch_size=64,
+            weight_decay=s["WEIGHT_DECAY"], warmup_steps=s["WARMUP_RATIO"], seed=s["SEED"],
+            train_sampling_strategy="group_by_length", fp16=dtype is torch.float16,
+            eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=1,
+            load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True,
+            report_to="none", dataloader_pin_memory=torch.cuda.is_available()))
+    trainer.train_dtype = dtype
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_Progress)
+    print(f"  {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {trainer.args.device}, "
+          f"training steps in {dtype or 'FP32'}, scores in FP32", flush=True)
+    trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints", fingerprint))
+    if not trainer.is_world_process_zero():
+        os._exit(0)  # the first process alone writes the artifacts
+    best = max(line.history or trainer.state.log_history, key=lambda entry: entry.get("eval_macro_f1", -1))
+    print(f"keeping epoch {best['epoch']:.0f}: valid macro-F1 {best['eval_macro_f1']:.4f}")
+
+    with atomic_folder(out) as scratch:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        torch.save(state, scratch / WEIGHTS)
+        model.config.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        write_json(scratch / PREPROCESSING, {"cleaning": s["CLEANING"], "steps": PRESETS[s["CLEANING"]],
+                                             "max_length": s["MAX_LENGTH"], "labels": list(LABELS)})
+        write_json(scratch / "training.json", {"epochs": line.history, "kept_epoch": best["epoch"]})
+        names = publish(scratch)
+    record(out, stage, s, [data_dir / f"{name}.tsv" for name in rows], names)
+    shutil.rmtree(out / "checkpoints")
+    print(f"wrote {shown(out / WEIGHTS)} ({(out / WEIGHTS).stat().st_size / 1e6:.1f} MB)")
+    return out

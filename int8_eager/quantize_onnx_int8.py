@@ -9,8 +9,17 @@ import logging
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lowbit.agreement import differing_modules
-from lowbit.artifacts import (atomic_folder, publish, record, remove_leftovers, require, run_dir, settings_of, shown,
-                              write_json)
+from lowbit.artifacts import (
+    atomic_folder,
+    publish,
+    record,
+    remove_leftovers,
+    require,
+    run_dir,
+    settings_of,
+    shown,
+    write_json,
+)
 from lowbit.census import census, census_lines
 from lowbit.errors import UserError
 from lowbit.export import ONNX, largest_difference, load_weights

@@ -125,11 +125,11 @@ def agreement_lines(result: dict, low: str) -> list[str]:
     fp32 = result["valid_and_test_against_fp32"]
     ours = result.get("valid_and_test_against_simulation")
     if ours:
-        lines.append(f"  {ours['flips']} of {ours['texts']} valid + test labels differ from the simulation in training; "
-                     f"median logit difference {ours['median_logit_difference']:.1e} to the simulation, "
+        lines.append(f"  {ours['flips']} of {ours['texts']} valid + test labels differ from the simulation in "
+                     f"training; median logit difference {ours['median_logit_difference']:.1e} to the simulation, "
                      f"{fp32['median_logit_difference']:.1e} to FP32")
-    return lines + [f"  {batch['flips']} of {result['test_texts']} test labels change between batch 1 and batches of {size} "
-                    f"(largest logit change {batch['max_logit_difference']:.1e})"]
+    return lines + [f"  {batch['flips']} of {result['test_texts']} test labels change between batch 1 and shuffled "
+                    f"batches of {size} (largest logit change {batch['max_logit_difference']:.1e})"]
 
 
 def csv_text(result: dict) -> str:

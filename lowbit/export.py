@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from lowbit.artifacts import (atomic_folder, publish, record, remove_leftovers, require, run_dir, sha256, shown)
+from lowbit.artifacts import atomic_folder, publish, record, remove_leftovers, require, run_dir, shown
 from lowbit.encode import INPUT_NAMES
 from lowbit.errors import UserError
 from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_run
@@ -40,7 +40,8 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{shown(path)} is not a plain state dict ({str(error).splitlines()[0]}): train again") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{shown(path)} is not a plain state dict ({reason}): train again") from error
     fake = [name for name in state if any(part in name for part in FAKE_QUANT_STATE)]
     if fake:
         print(f"  {len(fake)} fake-quantization tensors left out: {', '.join(fake[:3])}{' …' * (len(fake) > 3)}")
@@ -88,7 +89,7 @@ def export(model: torch.nn.Module, path: Path, opset: int) -> None:
         # the TorchScript exporter: the other one leaves Dropout nodes and stale shapes that stop the quantizer
         torch.onnx.export(wrapper, tuple(inputs.values()), str(path), dynamo=False, opset_version=opset,
                           input_names=list(INPUT_NAMES), output_names=["logits"],
-                          dynamic_axes={**{name: axes for name in INPUT_NAMES}, "logits": {0: "batch"}})
+                          dynamic_axes={**dict.fromkeys(INPUT_NAMES, axes), "logits": {0: "batch"}})
     model.eval()  # torch.onnx.export restores the wrapper's own flag on the way out
     graph = onnx.load(path, load_external_data=False).graph
     left = sorted({node.op_type for node in graph.node} & TRAINING_OPS)

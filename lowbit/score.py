@@ -1,8 +1,13 @@
 """Quality of predictions: accuracy, precision, recall, F1, and paired comparison of two models."""
 
 import numpy as np
-from sklearn.metrics import (accuracy_score, classification_report, confusion_matrix, f1_score,
-                             precision_recall_fscore_support)
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+)
 from statsmodels.stats.contingency_tables import mcnemar
 
 from lowbit.data import LABELS

@@ -9,9 +9,10 @@ from Sastrawi.StopWordRemover.StopWordRemoverFactory import StopWordRemoverFacto
 from lowbit.errors import UserError
 
 # Words of Sastrawi's list that carry polarity or contrast: without them "tidak enak" reads "enak".
-NEGATIONS = frozenset(
-    "tidak belum nggak tanpa kecuali hanya agak bisa boleh dapat tapi tetapi namun melainkan sedangkan walau "
-    "bagaimanapun apalagi amat masih seharusnya setidaknya saja".split())
+NEGATIONS = frozenset((
+    "tidak", "belum", "nggak", "tanpa", "kecuali", "hanya", "agak", "bisa", "boleh", "dapat", "tapi", "tetapi",
+    "namun", "melainkan", "sedangkan", "walau", "bagaimanapun", "apalagi", "amat", "masih", "seharusnya",
+    "setidaknya", "saja"))
 
 # The steps, in order; white space is always collapsed last.
 PRESETS = {

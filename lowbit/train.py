@@ -13,8 +13,17 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ProgressCallback
 
-from lowbit.artifacts import (atomic_folder, publish, record, remove_leftovers, resolve, run_dir, sha256, shown,
-                              write_json)
+from lowbit.artifacts import (
+    atomic_folder,
+    publish,
+    record,
+    remove_leftovers,
+    resolve,
+    run_dir,
+    sha256,
+    shown,
+    write_json,
+)
 from lowbit.data import LABELS, SPLITS, count_shared, describe, read_split
 from lowbit.encode import encode
 from lowbit.model import PREPROCESSING, load_pretrained
@@ -136,7 +145,8 @@ def fine_tune(settings: dict, stage: str, prepare) -> Path:
     set_seed(s["SEED"])
     model, tokenizer = load_pretrained(s["MODEL_NAME"], s["MODEL_REVISION"], s["NUM_LABELS"])
     limit = model.config.max_position_embeddings
-    require(s["MAX_LENGTH"] <= limit, f"MAX_LENGTH is {s['MAX_LENGTH']}; {s['MODEL_NAME']} reads at most {limit} tokens")
+    require(s["MAX_LENGTH"] <= limit,
+            f"MAX_LENGTH is {s['MAX_LENGTH']}; {s['MODEL_NAME']} reads at most {limit} tokens")
     rows = {name: encode(splits[name][0], tokenizer, s["CLEANING"], s["MAX_LENGTH"]) for name in ("train", "valid")}
     data = {name: to_dataset(rows[name], splits[name][1]) for name in rows}
     out.mkdir(parents=True, exist_ok=True)

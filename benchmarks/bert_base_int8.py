@@ -1,0 +1,145 @@
+"""Benchmark: the INT8 pipeline at IndoBERT-base's size, random weights: file size, speed-up, cost of a QAT step.
+
+Reads   INDOBERT_DIR/                       IndoBERT's config.json and tokenizer (no weights are needed)
+        DATA_DIR/{train,valid,test}.tsv
+Writes  results/bert_base_int8.json         and models/<RUN>/, about 2 GB, deleted unless --keep
+"""
+import multiprocessing
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from lowbit.artifacts import ROOT, resolve, run_dir, shown, write_json
+from lowbit.census import census
+from lowbit.data import LABELS, SPLITS, read_split
+from lowbit.encode import encode
+from lowbit.fake_quant import prepare
+from lowbit.machine import machine, versions
+from lowbit.sessions import Session, full_batches, latency, random_inputs, sorted_batches, throughput
+from lowbit.stage import run_stage
+from lowbit.train import autocast_dtype
+
+# ---- settings: edit here, or for one run: --rounds 3 ---------------------------------------------
+INDOBERT_DIR = "../shared/data/indobert"  # folder of IndoBERT's config.json and tokenizer.json
+DATA_DIR = "../shared/data/smsa"  # folder of train.tsv, valid.tsv, test.tsv
+RUN = "bench-bert-base"         # folder under models/
+ROUNDS = 5                      # turns that the processes take
+RUNS = 10                       # measured batches a turn and shape
+STEPS = 3                       # measured training steps a turn
+KEEP = False                    # keep models/<RUN>
+# --------------------------------------------------------------------------------------------------
+
+SHAPES = ((1, 32), (1, 128), (16, 64), (16, 128))
+STEP_SHAPE = (16, 64)
+
+
+def make_run(folder):
+    """Stages 1 to 3 on random weights of IndoBERT's shape and a handful of texts."""
+    encoder, data = folder / "encoder", folder / "data"
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(resolve(INDOBERT_DIR))
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(encoder)
+    AutoTokenizer.from_pretrained(resolve(INDOBERT_DIR)).save_pretrained(encoder)
+    data.mkdir()
+    for split in SPLITS:
+        texts, labels = read_split(resolve(DATA_DIR), split)
+        rows = [f"{text}\t{LABELS[label]}\n" for text, label in zip(texts[:32], labels[:32], strict=True)]
+        (data / f"{split}.tsv").write_text("".join(rows), encoding="utf-8")
+    for stage in (["train_qat_int8.py", "--model-name", encoder, "--data-dir", data, "--num-epochs", "1"],
+                  ["export_to_onnx.py"], ["quantize_onnx_int8.py"]):
+        subprocess.run([sys.executable, ROOT / "int8_eager" / stage[0], "--run", RUN, *stage[1:]], check=True)
+
+
+def step_worker(pipe, config_dir, qat: bool, autocast: bool) -> None:
+    """A process that times training steps: forward, backward, AdamW, on random ids [16, 64]."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(config_dir)).train()
+    if qat:
+        prepare(model, per_channel=False, quantize_embeddings=True, reduce_range=False)
+    optimiser = torch.optim.AdamW(model.parameters(), 2e-5, fused=True)
+    ids = torch.randint(5, 30_000, STEP_SHAPE)
+    labels = torch.randint(0, len(LABELS), STEP_SHAPE[:1])
+    while (steps := pipe.recv()) is not None:
+        seconds = []
+        for _ in range(steps + 1):  # the first of a turn warms up
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            seconds.append(time.perf_counter() - start)
+        pipe.send(seconds[1:])
+
+
+def measure_steps(autocast: bool) -> dict:
+    """Median seconds of a plain and a QAT step, two processes taking turns, and their ratio."""
+    context = multiprocessing.get_context("spawn")
+    workers = {}
+    for name, qat in (("plain", False), ("qat", True)):
+        ours, theirs = context.Pipe()
+        workers[name] = ours, context.Process(target=step_worker, args=(theirs, resolve(INDOBERT_DIR), qat, autocast))
+        workers[name][1].start()
+    seconds = {name: [] for name in workers}
+    for _ in range(ROUNDS):
+        for name, (pipe, _) in workers.items():
+            pipe.send(STEPS)
+            seconds[name].append(pipe.recv())
+    for pipe, process in workers.values():
+        pipe.send(None)
+        process.join()
+    medians = {f"{name}_seconds": statistics.median(sum(rows, [])) for name, rows in seconds.items()}
+    ratios = [statistics.median(qat) / statistics.median(plain)
+              for qat, plain in zip(seconds["qat"], seconds["plain"], strict=True)]
+    return {**medians, "ratio": medians["qat_seconds"] / medians["plain_seconds"], "round_ratios": ratios}
+
+
+def main(settings):
+    folder = run_dir(RUN)
+    shutil.rmtree(folder, ignore_errors=True)
+    make_run(folder)
+    files = {"FP32": folder / "model_qat.onnx", "INT8": folder / "model_qat_int8.onnx"}
+    size = {name: path.stat().st_size / 1e6 for name, path in files.items()}
+    result = {"machine": machine(), "versions": versions(), "settings": settings, "size_mb": size,
+              "size_ratio": size["INT8"] / size["FP32"], "census": census(files["INT8"]), "latency": {}}
+    print(f"  {size['FP32']:.1f} MB -> {size['INT8']:.1f} MB ({100 * result['size_ratio']:.1f} %)")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = encode(read_split(resolve(DATA_DIR), "test")[0], tokenizer, "minimal", 128)
+    with Session(files["FP32"], "CPUExecutionProvider", 0) as fp32, \
+            Session(files["INT8"], "CPUExecutionProvider", 0) as int8:
+        sessions = {"FP32": fp32, "INT8": int8}
+        for batch, length in SHAPES:
+            timed = latency(sessions, random_inputs(len(tokenizer), batch, length, RUNS), ROUNDS)
+            ratios = np.divide(timed["FP32"]["round_medians_ms"], timed["INT8"]["round_medians_ms"])
+            timed |= {"speed_up": timed["FP32"]["p50_ms"] / timed["INT8"]["p50_ms"], "round_ratios": ratios.tolist()}
+            result["latency"][f"{batch}x{length}"] = timed
+            print(f"  {batch:2} x {length:3} tokens: FP32 {timed['FP32']['p50_ms']:7.1f} ms, INT8 "
+                  f"{timed['INT8']['p50_ms']:6.1f} ms, {timed['speed_up']:.2f}x "
+                  f"({min(ratios):.2f} to {max(ratios):.2f} by round)", flush=True)
+        # the same INT8 file, fed two ways in turns
+        rates = throughput({"sorted": int8, "padded": int8}, {
+            "sorted": sorted_batches(rows, tokenizer.pad_token_id, 16),
+            "padded": full_batches(rows, tokenizer.pad_token_id, 16, 128)}, len(rows), 3)
+    result["smsa_test_texts_per_second"] = {**rates, "ratio": rates["sorted"] / rates["padded"]}
+    print(f"  SMSA test: {rates['sorted']:.0f} texts/s length-sorted, {rates['padded']:.0f} padded to 128: "
+          f"{rates['sorted'] / rates['padded']:.2f}x")
+    for name, autocast in (("fp32", False), ("bf16", True))[: 1 + (autocast_dtype() is torch.bfloat16)]:
+        result[f"training_step_{name}"] = step = measure_steps(autocast)
+        print(f"  training step 16 x 64 in {name}: plain {step['plain_seconds']:.2f} s, QAT "
+              f"{step['qat_seconds']:.2f} s, {step['ratio']:.2f}x "
+              f"({min(step['round_ratios']):.2f} to {max(step['round_ratios']):.2f} by round)", flush=True)
+    out = ROOT / "results" / "bert_base_int8.json"
+    write_json(out, result)
+    if not KEEP:
+        shutil.rmtree(folder)
+    print(f"wrote {shown(out)}")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

@@ -1,0 +1,111 @@
+"""Stage 2 of 2: fine-tune the pretrained encoder on SMSA with each text cleaning, pack the best on valid.
+
+Reads   models/<RUN>/                       pretrain_bert_mini_id.py
+        DATA_DIR/{train,valid,test}.tsv     python data/download_smsa.py
+Writes  models/bert-mini-id/                FP16 weights, config.json, tokenizer files, results.json
+"""
+import json
+import statistics
+from pathlib import Path
+
+import torch
+
+from lowbit.artifacts import (
+    atomic_folder,
+    publish,
+    read_manifest,
+    require,
+    resolve,
+    run_dir,
+    shown,
+    write_json,
+)
+from lowbit.data import LABELS, read_split
+from lowbit.encode import encode, pad
+from lowbit.machine import machine, versions
+from lowbit.model import BUNDLED, PREPROCESSING, load_pretrained, load_run
+from lowbit.score import score
+from lowbit.stage import run_stage
+from lowbit.train import WEIGHTS, fine_tune
+
+# ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
+RUN = "bert-mini-id-mlm"        # folder under models/ of the pretrained encoder
+DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv, from the project's root
+CLEANINGS = "minimal,negation-safe,documents"  # text cleanings to compare; the best mean macro-F1 on valid wins
+SEEDS = "1,2,3"                 # fine-tuning runs a cleaning; the winner's best on valid is packed
+NUM_EPOCHS = 3                  # passes over train
+BATCH_SIZE = 32                 # texts a step
+LEARNING_RATE = 2e-4            # peak of the linear schedule
+MAX_LENGTH = 128                # tokens
+AUTOCAST = True                 # BF16/FP16 arithmetic in training steps where the device has it
+PACK = True                     # --no-pack trains only: several cleanings can run side by side
+# --------------------------------------------------------------------------------------------------
+
+STAGE, PRETRAIN = "pretrain/finetune_bert_mini_id.py", "pretrain/pretrain_bert_mini_id.py"
+
+
+def train_once(cleaning: str, seed: int) -> tuple[Path, dict]:
+    """(run folder, its kept epoch's scores on valid); a finished run of the same settings is not repeated."""
+    settings = {"RUN": f"bert-mini-id-{cleaning}-{seed}", "MODEL_NAME": f"models/{RUN}", "MODEL_REVISION": "",
+                "DATA_DIR": DATA_DIR, "CLEANING": cleaning, "MAX_LENGTH": MAX_LENGTH, "NUM_LABELS": len(LABELS),
+                "NUM_EPOCHS": NUM_EPOCHS, "BATCH_SIZE": BATCH_SIZE, "LEARNING_RATE": LEARNING_RATE,
+                "WARMUP_RATIO": 0.1, "WEIGHT_DECAY": 0.01, "SEED": seed, "AUTOCAST": AUTOCAST}
+    folder = run_dir(settings["RUN"])
+    if read_manifest(folder).get(STAGE, {}).get("settings") != settings:
+        print(f"{cleaning}, seed {seed}")
+        fine_tune(settings, STAGE, lambda model: model)
+    require(folder, STAGE, WEIGHTS, "training.json")
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return folder, next(epoch for epoch in training["epochs"] if epoch["epoch"] == training["kept_epoch"])
+
+
+@torch.inference_mode()
+def score_split(model, tokenizer, preprocessing: dict, split: str) -> dict:
+    """Scores of the packed model on a split, one text at a time in FP32."""
+    texts, labels = read_split(resolve(DATA_DIR), split)
+    rows = encode(texts, tokenizer, preprocessing["cleaning"], preprocessing["max_length"])
+    logits = [model(**{name: torch.from_numpy(value) for name, value in pad([row], tokenizer.pad_token_id).items()})
+              .logits for row in rows]
+    return {"texts": len(labels), **score(labels, torch.cat(logits).numpy())}
+
+
+def main(settings):
+    require(run_dir(RUN), PRETRAIN, "model.safetensors", "config.json")
+    results = {}
+    for cleaning in CLEANINGS.split(","):
+        for seed in map(int, SEEDS.split(",")):
+            folder, best = train_once(cleaning, seed)
+            results.setdefault(cleaning, []).append({
+                "seed": seed, "run": folder.name, "epoch": best["epoch"], "valid_accuracy": best["eval_accuracy"],
+                "valid_macro_f1": best["eval_macro_f1"]})
+    means = {name: statistics.mean(run["valid_macro_f1"] for run in runs) for name, runs in results.items()}
+    for name, mean in sorted(means.items(), key=lambda item: -item[1]):
+        each = ", ".join(f"{run['valid_macro_f1']:.4f}" for run in results[name])
+        print(f"  {name:14} valid macro-F1 {mean:.4f} ({each})")
+    if not PACK:
+        return
+    winner = max(means, key=means.get)
+    kept = max(results[winner], key=lambda run: run["valid_macro_f1"])
+    source, out = run_dir(kept["run"]), resolve(BUNDLED)
+    model, tokenizer, preprocessing = load_run(source)
+    model.load_state_dict(torch.load(source / WEIGHTS, weights_only=True))
+    with atomic_folder(out) as scratch:
+        model.half().save_pretrained(scratch)
+        config = json.loads((scratch / "config.json").read_text(encoding="utf-8"))
+        config |= {"dtype": "float32"}  # stored in FP16, computed in FP32
+        write_json(scratch / "config.json", config)
+        tokenizer.save_pretrained(scratch)
+        write_json(scratch / PREPROCESSING, preprocessing)
+        publish(scratch)
+    model, tokenizer = load_pretrained(BUNDLED, "", len(LABELS))
+    scores = {split: score_split(model.eval(), tokenizer, preprocessing, split) for split in ("valid", "test")}
+    write_json(out / "results.json", {
+        "kept": kept, "cleaning": winner, "cleanings": results, **scores, "settings": settings,
+        "pretraining": read_manifest(run_dir(RUN))[PRETRAIN]["settings"], "machine": machine(), "versions": versions()})
+    for split, values in scores.items():
+        print(f"  {split}: accuracy {values['accuracy']:.4f}, macro-F1 {values['macro_f1']:.4f}")
+    print(f"wrote {shown(out)}")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

@@ -1,0 +1,108 @@
+"""A two-layer BERT with a vocabulary of its own, a small data folder, and one run of all four stages on them."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from stage_runs import EVALUATE, EXPORT, QUANTIZE, ROOT, TRAIN, new_run, remove_runs, run_folder, run_stage_script
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+SAMPLE = ROOT / "data" / "sample"
+ROWS_A_LABEL = {"train": 16, "valid": 5, "test": 5}
+
+
+def sample_rows(split: str) -> list[tuple[str, str]]:
+    """(text, label) of the bundled sample, read here without the project's own reader."""
+    lines = (SAMPLE / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [tuple(line.split("\t")) for line in lines]
+    return [row for row in rows if row != ("text", "label")]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A lower-casing WordPiece tokenizer of about 600 words, trained on the bundled sample."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator((text for text, _ in sample_rows("train")),
+                                  trainers.WordPieceTrainer(vocab_size=600, special_tokens=special,
+                                                            show_progress=False))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]",
+                                   cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_end():
+    """Few threads while the tests run, no folder left under models/ when they end."""
+    torch.set_num_threads(2)
+    yield
+    remove_runs()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Folder of an untrained BERT: 2 layers of 32, 2 heads, 128 positions, weights large enough to tell texts apart."""
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    tokenizer = tiny_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertModel(BertConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=64, max_position_embeddings=128, initializer_range=0.2))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """Folder of train, valid and test of 48, 15 and 15 rows, the labels in equal shares, from the bundled sample."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in ROWS_A_LABEL.items():
+        rows = sample_rows(split)
+        chosen = [row for label in ("positive", "neutral", "negative")
+                  for row in [row for row in rows if row[1] == label][:count]]
+        (folder / f"{split}.tsv").write_text("".join(f"{text}\t{label}\n" for text, label in chosen), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train_flags(tiny_model, small_data):
+    """Flags with which stage 1 trains the tiny model for two short epochs; add --run."""
+    return ("--model-name", tiny_model, "--data-dir", small_data, "--num-epochs", 2, "--learning-rate", 1e-3)
+
+
+@pytest.fixture(scope="session")
+def eval_flags(small_data):
+    """Flags with which stage 4 measures in seconds; add --run."""
+    return ("--data-dir", small_data, "--rounds", 2, "--runs", 3)
+
+
+@pytest.fixture(scope="session")
+def pipeline(train_flags, eval_flags):
+    """(run name, stage -> Finished): all four stages once, each in a new interpreter, one from its own folder."""
+    run = new_run()
+    flags = {TRAIN: train_flags, EXPORT: (), QUANTIZE: (), EVALUATE: eval_flags}
+    inside = {EXPORT: ROOT / "int8_eager"}
+    return run, {name: run_stage_script(name, "--run", run, *more, cwd=inside.get(name, ROOT), fresh=True)
+                 for name, more in flags.items()}
+
+
+@pytest.fixture(scope="session")
+def finished_run(pipeline):
+    """Name of a run that went through all four stages; tests copy it and leave it as it is."""
+    run, stages = pipeline
+    for name, done in stages.items():
+        assert done.returncode == 0, f"{name}:\n{done.stderr}"
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_folder(finished_run):
+    """Folder of finished_run."""
+    return run_folder(finished_run)

@@ -1,0 +1,96 @@
+"""Stage scripts run by path, as a shell runs them, and the folders that such runs leave under models/."""
+
+import itertools
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN, EXPORT = "train_qat_int8.py", "export_to_onnx.py"
+QUANTIZE, EVALUATE = "quantize_onnx_int8.py", "eval_onnx_int8.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+POLL_SECONDS = 0.001
+
+_numbers = itertools.count(1)
+_made: list[Path] = []
+_warm: list[subprocess.Popen] = []
+
+
+@dataclass
+class Finished:
+    """What a shell sees of a command that ended; `returncode` is -9 after SIGKILL."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The refusal: the one `error:` on stderr, to its end."""
+        parts = ("\n" + self.stderr).split("\nerror: ")
+        assert len(parts) == 2, f"not exactly one error sentence:\n{self.stderr}"
+        return parts[1].strip()
+
+
+def new_run() -> str:
+    """A run name that nothing else uses; its folder under models/ is deleted when the tests end."""
+    name = f"test-{os.getpid()}-{next(_numbers)}"
+    _made.append(ROOT / "models" / name)
+    return name
+
+
+def run_folder(run: str) -> Path:
+    """models/<run>."""
+    return ROOT / "models" / run
+
+
+def copy_of(run: str) -> str:
+    """A new run whose folder is a copy of another's, as `cp -r` makes it."""
+    name = new_run()
+    shutil.copytree(run_folder(run), run_folder(name))
+    return name
+
+
+def remove_runs() -> None:
+    """Delete the folders of every run that new_run named and end the warm process."""
+    for folder in _made:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.unlink(missing_ok=True)
+    for process in _warm:
+        process.stdin.close()
+        process.wait()
+    _warm.clear()
+
+
+def run_stage_script(name: str, *flags: str, cwd: Path = ROOT, fresh: bool = False, kill_when=None,
+                     kill_with: int = signal.SIGKILL, folder: str = "int8_eager") -> Finished:
+    """`python <folder>/<name> flags…` from `cwd`, ended by a signal as soon as kill_when() is true.
+
+    `fresh` starts a new interpreter from nothing; without it a process that already holds the libraries forks,
+    which is five seconds faster and otherwise the same.
+    """
+    argv = [os.path.relpath(ROOT / folder / name, cwd), *map(str, flags)]
+    if fresh:
+        done = subprocess.run([sys.executable, *argv], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+        return Finished(done.returncode, done.stdout, done.stderr)
+    if not _warm:
+        _warm.append(subprocess.Popen([sys.executable, Path(__file__).with_name("warm.py")], env=ENVIRONMENT,
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1))
+    server = _warm[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        out, err = Path(scratch, "stdout"), Path(scratch, "stderr")
+        server.stdin.write(json.dumps({"argv": argv, "cwd": str(cwd), "stdout": str(out), "stderr": str(err)}) + "\n")
+        child = int(server.stdout.readline())
+        while kill_when is not None and not select.select([server.stdout], [], [], POLL_SECONDS)[0]:
+            if kill_when():
+                os.kill(child, kill_with)
+                break
+        returncode = int(server.stdout.readline())
+        return Finished(returncode, out.read_text(errors="replace"), err.read_text(errors="replace"))

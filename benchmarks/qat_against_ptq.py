@@ -34,7 +34,8 @@ def run_stages(method: str, seed: int) -> dict:
                  "--learning-rate", str(LEARNING_RATE), "--data-dir", DATA_DIR, "--qat", str(method == "qat").lower()]
         for stage in STAGES:
             flags = {STAGES[0]: train, STAGES[3]: ["--data-dir", DATA_DIR, "--rounds", "2", "--runs", "10"]}
-            subprocess.run([sys.executable, ROOT / "int8_eager" / stage, "--run", run, *flags.get(stage, [])], check=True)
+            subprocess.run([sys.executable, ROOT / "int8_eager" / stage, "--run", run, *flags.get(stage, [])],
+                           check=True)
     return json.loads((run_dir(run) / "results.json").read_text(encoding="utf-8"))
 
 
@@ -45,8 +46,8 @@ def main(settings):
     for method, runs in results.items():
         for file in ("FP32", "INT8"):
             scores = [run["files"][file] for run in runs]
-            table[f"{method} {file}"] = row = {
-                "accuracy": [score["accuracy"] for score in scores], "macro_f1": [score["macro_f1"] for score in scores]}
+            row = {name: [score[name] for score in scores] for name in ("accuracy", "macro_f1")}
+            table[f"{method} {file}"] = row
             each = ", ".join(f"{100 * f1:.2f}" for f1 in row["macro_f1"])
             lines.append(f"| {method} | {file} | {100 * statistics.mean(row['accuracy']):.2f} "
                          f"| {100 * statistics.mean(row['macro_f1']):.2f} | {each} |")

@@ -14,6 +14,15 @@ OS_SENTENCES = {
 }
 
 
+# the same faults as libraries word them that write files without Python's own open()
+LIBRARY_SENTENCES = {
+    "os error 28": OS_SENTENCES[errno.ENOSPC], "No space left on device": OS_SENTENCES[errno.ENOSPC],
+    "os error 30": OS_SENTENCES[errno.EROFS], "Read-only file system": OS_SENTENCES[errno.EROFS],
+    "os error 13": OS_SENTENCES[errno.EACCES], "Permission denied": OS_SENTENCES[errno.EACCES],
+    "PytorchStreamWriter failed writing": "a file could not be written to its end, most likely for want of space",
+}
+
+
 class UserError(Exception):
     """One sentence that says what is wrong, where, and what to do."""
 
@@ -22,13 +31,18 @@ def sentence_for(error: BaseException) -> str | None:
     """The sentence for an error that is the user's or the disk's; None for a bug, which keeps its traceback."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in OS_SENTENCES:
-        where = f"{error.filename}: " if error.filename else ""
-        return (f"{where}{OS_SENTENCES[error.errno]}; nothing half-written was kept: "
-                "make room or choose another folder, then run the same command again")
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command again to go on"
-    return None
+    if isinstance(error, OSError):
+        fault = OS_SENTENCES.get(error.errno)
+        where = f"{error.filename}: " if error.filename else ""
+    else:
+        fault = next((said for words, said in LIBRARY_SENTENCES.items() if words in str(error)), None)
+        where = ""
+    if fault is None:
+        return None
+    return (f"{where}{fault}; nothing half-written was kept: make room or choose another folder, "
+            "then run the same command again")
 
 
 def exit_with_sentence(error: BaseException) -> None:

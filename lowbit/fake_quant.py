@@ -10,7 +10,6 @@ Gradients pass rounding unchanged (straight-through, Bengio et al. 2013, arXiv:1
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 
 def _to_integers(x, scale, low=None, high=None):
@@ -34,35 +33,45 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, None
 
 
+def _scaled_product(left, right, scale):
+    """(left @ right) * scale for 2-D operands; the matrix kernel scales its sums itself, no further pass over them."""
+    return torch.addmm(left.new_zeros(()), left, right, beta=0, alpha=float(scale))
+
+
 class _IntegerLinear(torch.autograd.Function):
     """x [..., in] and weight [out, in] to integers, their product scaled once, bias [out] added: [..., out].
 
-    One node for autograd: the backward pass scales the small output gradient instead of the weight's.
+    One node for autograd: scales go into the products, forward and backward, instead of passes over the tensors.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, scale, zero_point, weight_scale_):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        x_int = _to_integers(x.float(), scale, -zero_point, 255 - zero_point).to(dtype)
+        rows = x.reshape(-1, x.shape[-1]).float()
+        x_int = _to_integers(rows, scale, -zero_point, 255 - zero_point).to(dtype)
         weight_int = _to_integers(weight, weight_scale_).to(dtype)  # |weight| <= bound * scale: nothing to clamp
         ctx.save_for_backward(x_int, weight_int, scale, weight_scale_)
-        ctx.has_bias = bias is not None
+        ctx.shape, ctx.has_bias = x.shape, bias is not None
+        bias = x_int.new_zeros(()) if bias is None else bias.to(dtype)
         with torch.autocast(device, enabled=False):
-            y = F.linear(x_int, weight_int).mul_(scale * weight_scale_.view(-1))
-            return y.add_(bias) if ctx.has_bias else y
+            if weight_scale_.ndim:  # per channel: one factor an output
+                y = (x_int @ weight_int.T).mul_(scale * weight_scale_.view(-1)).add_(bias)
+            else:
+                y = torch.addmm(bias, x_int, weight_int.T, alpha=float(scale * weight_scale_))
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, gradient):
         x_int, weight_int, scale, weight_scale_ = ctx.saved_tensors
-        rows = gradient.reshape(-1, gradient.shape[-1])
+        rows = gradient.reshape(-1, gradient.shape[-1]).to(weight_int.dtype)
+        to_weight = _scaled_product(rows.T, x_int, scale).float()
         to_bias = rows.sum(0, dtype=torch.float32) if ctx.has_bias else None
-        to_weight = (rows * scale).to(x_int.dtype).T @ x_int.reshape(-1, x_int.shape[-1])
-        if weight_scale_.ndim:  # per channel: one factor an output
-            to_x = (rows * weight_scale_.view(-1)).to(weight_int.dtype) @ weight_int
+        if weight_scale_.ndim:
+            to_x = (rows * weight_scale_.view(-1)).to(rows.dtype) @ weight_int
         else:
-            to_x = (rows.to(weight_int.dtype) @ weight_int).mul_(weight_scale_)
-        return to_x.view(x_int.shape), to_weight.float(), to_bias, None, None, None
+            to_x = _scaled_product(rows, weight_int, weight_scale_)
+        return to_x.view(ctx.shape), to_weight, to_bias, None, None, None
 
 
 def dynamic_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,13 +42,14 @@ def plot_speed(result: dict, low: str, path: Path) -> None:
         x = np.arange(len(shapes)) + (i - 0.5) * 0.38
         p50 = [values[key]["p50_ms"] for key in shapes]
         p95 = [values[key]["p95_ms"] for key in shapes]
-        bars = axes[0].bar(x, p50, 0.36, color=COLOURS[i], label=name,
-                           yerr=[np.zeros(len(shapes)), np.subtract(p95, p50)], capsize=4)
-        axes[0].bar_label(bars, [f"{value:.2f}" for value in p50], label_type="center", color="white", fontsize=9)
+        axes[0].bar(x, p50, 0.36, color=COLOURS[i], label=name,
+                    yerr=[np.zeros(len(shapes)), np.subtract(p95, p50)], capsize=4)
         for axis, key, form in ((axes[1], "texts_per_second", "{:.0f}"), (axes[2], "size_mb", "{:.1f}")):
             bar = axis.bar(name, values[key], 0.6, color=COLOURS[i])
             axis.bar_label(bar, [form.format(values[key])], fontsize=9)
-    axes[0].set_xticks(range(len(shapes)), [key[8:].replace("x", " × ") + " tokens" for key in shapes])
+    axes[0].set_xticks(range(len(shapes)), [
+        f"{key[8:].replace('x', ' × ')} tokens\n{base[key]['p50_ms']:.2f} → {ours[key]['p50_ms']:.2f} ms"
+        for key in shapes])
     axes[0].set(title="latency, ms (bar p50, whisker p95)")
     axes[1].set(title="texts per second")
     axes[2].set(title="file, MB")

@@ -6,6 +6,7 @@ Next    int8_eager/train_qat_int8.py
 """
 import hashlib
 import http.client
+import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -43,7 +44,7 @@ def source_files(folder: str, splits: list[str]) -> dict[str, Path]:
     Where both names stand side by side, IndoNLU's own `<split>_preprocess.tsv` is taken.
     Raises UserError if the folder or a file is missing.
     """
-    places = list(dict.fromkeys([resolve(folder), Path(folder).absolute()]))
+    places = list(dict.fromkeys([resolve(folder), Path(os.path.abspath(folder))]))
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
         raise UserError(f"SOURCE_DIR is {folder!r}, but there is no folder {' or '.join(map(str, places))}: "
@@ -108,8 +109,8 @@ def missing_splits(out: Path, overwrite: bool) -> list[str]:
             others.append(shown(path))
     if others and not overwrite:
         raise UserError(f"{', '.join(others)} {'differs' if len(others) == 1 else 'differ'} from SMSA and may be your "
-                        "own data: move away what you want to keep, name another folder with --out-dir, or replace "
-                        "it with --overwrite")
+                        "own data: move away what you want to keep, name another folder with --out-dir, or use "
+                        "--overwrite to replace")
     return missing
 
 
@@ -144,7 +145,8 @@ def main(settings):
         path = out / f"{split}.tsv"
         texts[split], labels = read_tsv(path)
         print(f"{shown(path)}  {path.stat().st_size} bytes  {describe(split, labels)}")
-    print(f"{count_shared(texts['train'], texts['valid'])} of {len(texts['valid'])} validation texts also stand in train")
+    shared = count_shared(texts["train"], texts["valid"])
+    print(f"{shared} of {len(texts['valid'])} validation texts also stand in train")
     print("licence Apache-2.0: IndoNLU, https://github.com/IndoNLP/indonlu, Wilie et al. 2020")
     return next_command("int8_eager/train_qat_int8.py", {"DATA_DIR": shown(out)}, "DATA_DIR")
 

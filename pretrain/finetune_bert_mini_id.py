@@ -32,7 +32,7 @@ from lowbit.train import WEIGHTS, fine_tune
 RUN = "bert-mini-id-mlm"        # folder under models/ of the pretrained encoder
 DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv, from the project's root
 CLEANINGS = "minimal,negation-safe,documents"  # text cleanings to compare; the best mean macro-F1 on valid wins
-SEEDS = "1,2,3"                 # fine-tuning runs a cleaning; the winner's best on valid is packed
+SEEDS = "1,2,3"                 # fine-tuning runs a cleaning; the winner's best, or their mean, is packed
 NUM_EPOCHS = 3                  # passes over train
 BATCH_SIZE = 32                 # texts a step
 LEARNING_RATE = 2e-4            # peak of the linear schedule
@@ -59,9 +59,15 @@ def train_once(cleaning: str, seed: int) -> tuple[Path, dict]:
     return folder, next(epoch for epoch in training["epochs"] if epoch["epoch"] == training["kept_epoch"])
 
 
+def mean_weights(folders: list[Path]) -> dict[str, torch.Tensor]:
+    """The average of the runs' weights: all start from one point (Wortsman et al. 2022, arXiv:2203.05482)."""
+    states = [torch.load(folder / WEIGHTS, weights_only=True) for folder in folders]
+    return {name: torch.stack([state[name].float() for state in states]).mean(0) for name in states[0]}
+
+
 @torch.inference_mode()
 def score_split(model, tokenizer, preprocessing: dict, split: str) -> dict:
-    """Scores of the packed model on a split, one text at a time in FP32."""
+    """Scores on a split, one text at a time in FP32."""
     texts, labels = read_split(resolve(DATA_DIR), split)
     rows = encode(texts, tokenizer, preprocessing["cleaning"], preprocessing["max_length"])
     logits = [model(**{name: torch.from_numpy(value) for name, value in pad([row], tokenizer.pad_token_id).items()})
@@ -85,10 +91,18 @@ def main(settings):
     if not PACK:
         return
     winner = max(means, key=means.get)
-    kept = max(results[winner], key=lambda run: run["valid_macro_f1"])
-    source, out = run_dir(kept["run"]), resolve(BUNDLED)
-    model, tokenizer, preprocessing = load_run(source)
-    model.load_state_dict(torch.load(source / WEIGHTS, weights_only=True))
+    folders = [run_dir(run["run"]) for run in results[winner]]
+    model, tokenizer, preprocessing = load_run(folders[0])
+    candidates = {**{f"seed {run['seed']}": [folder] for run, folder in zip(results[winner], folders, strict=True)},
+                  "mean of the seeds": folders}
+    valid = {}
+    for name, members in candidates.items():
+        model.load_state_dict(mean_weights(members))
+        valid[name] = score_split(model, tokenizer, preprocessing, "valid")["macro_f1"]
+        print(f"  {winner}, {name:18} valid macro-F1 {valid[name]:.4f}")
+    kept = max(valid, key=valid.get)
+    model.load_state_dict(mean_weights(candidates[kept]))
+    out = resolve(BUNDLED)
     with atomic_folder(out) as scratch:
         model.half().save_pretrained(scratch)
         config = json.loads((scratch / "config.json").read_text(encoding="utf-8"))
@@ -100,8 +114,9 @@ def main(settings):
     model, tokenizer = load_pretrained(BUNDLED, "", len(LABELS))
     scores = {split: score_split(model.eval(), tokenizer, preprocessing, split) for split in ("valid", "test")}
     write_json(out / "results.json", {
-        "kept": kept, "cleaning": winner, "cleanings": results, **scores, "settings": settings,
-        "pretraining": read_manifest(run_dir(RUN))[PRETRAIN]["settings"], "machine": machine(), "versions": versions()})
+        "cleaning": winner, "cleanings": results, "candidates_valid_macro_f1": valid, "kept": kept, **scores,
+        "settings": settings, "pretraining": read_manifest(run_dir(RUN))[PRETRAIN]["settings"],
+        "machine": machine(), "versions": versions()})
     for split, values in scores.items():
         print(f"  {split}: accuracy {values['accuracy']:.4f}, macro-F1 {values['macro_f1']:.4f}")
     print(f"wrote {shown(out)}")

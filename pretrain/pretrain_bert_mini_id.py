@@ -15,9 +15,10 @@ import torch
 from scipy.sparse.linalg import svds
 from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
-from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertTokenizerFast
 
 from lowbit.artifacts import atomic_folder, publish, record, remove_leftovers, resolve, run_dir, shown, write_json
+from lowbit.data import LABELS
 from lowbit.machine import machine
 from lowbit.settings import require
 from lowbit.stage import next_command, run_stage
@@ -219,9 +220,14 @@ def main(settings):
                 publish(scratch)
     bar.close()
 
-    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1  # for fine-tuning
+    # saved with the first weights of a classifier: fine-tuned from one point, seeds can be averaged
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1
+    model.config.num_labels = len(LABELS)
+    torch.manual_seed(SEED)
+    encoder = BertForSequenceClassification(model.config)
+    encoder.bert.load_state_dict(model.bert.state_dict(), strict=False)  # all but the pooler, which is new
     with atomic_folder(out) as scratch:
-        model.save_pretrained(scratch)
+        encoder.save_pretrained(scratch)
         trainer.save_model(str(scratch))
         BertTokenizerFast(vocab=str(scratch / "vocab.txt"), do_lower_case=True,
                           model_max_length=LONG_LENGTH).save_pretrained(scratch)

@@ -3,8 +3,8 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -78,14 +78,13 @@ class _EpochLine(TrainerCallback):
     """One line an epoch, and a mark in every checkpoint that was written to its end."""
 
     def __init__(self, fingerprint: str):
-        self.fingerprint, self.history, self.started = fingerprint, [], time.monotonic()
+        self.fingerprint, self.started = fingerprint, time.monotonic()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.started = time.monotonic()
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        self.history = [e for e in state.log_history if "eval_macro_f1" in e]
         if state.is_world_process_zero:
             print(f"epoch {state.epoch:.0f}/{args.num_train_epochs:.0f}  loss {losses[-1]:.4f}  "
                   f"valid accuracy {metrics['eval_accuracy']:.4f}  valid macro-F1 {metrics['eval_macro_f1']:.4f}  "
@@ -94,7 +93,12 @@ class _EpochLine(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_json(folder / COMPLETE, {"fingerprint": self.fingerprint})
+            write_json(folder / COMPLETE, {"fingerprint": self.fingerprint, "bytes": file_sizes(folder)})
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Name -> bytes of a checkpoint's files, its own mark aside."""
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name != COMPLETE}
 
 
 def fingerprint_of(settings: dict, data: list[Path], model: torch.nn.Module) -> str:
@@ -112,11 +116,13 @@ def last_checkpoint(folder: Path, fingerprint: str) -> str | None:
     """The newest whole checkpoint of this very run; what a kill cut short or another run left is deleted, in words."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
         mark = path / COMPLETE
-        if mark.exists() and json.loads(mark.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
+        made = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else {}
+        if made == {"fingerprint": fingerprint, "bytes": file_sizes(path)}:
             print(f"resuming from {shown(path)}")
             return str(path)
-        why = "was made with other settings, data or weights" if mark.exists() else "was not written to its end"
-        print(f"deleting {shown(path)}: it {why}")
+        whole = made.get("bytes") == file_sizes(path)
+        print(f"deleting {shown(path)}: it "
+              + ("was made with other settings, data or weights" if whole else "was not written to its end"))
         shutil.rmtree(path)
     return None
 
@@ -155,10 +161,9 @@ def fine_tune(settings: dict, stage: str, prepare) -> Path:
     model = prepare(model)
 
     dtype = autocast_dtype() if s["AUTOCAST"] else None
-    line = _EpochLine(fingerprint)
     trainer = _Trainer(
         model=model, train_dataset=data["train"], eval_dataset=data["valid"], processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer), callbacks=[line],
+        data_collator=DataCollatorWithPadding(tokenizer), callbacks=[_EpochLine(fingerprint)],
         compute_metrics=lambda p: accuracy_and_f1(p.label_ids, p.predictions.argmax(-1)),
         args=TrainingArguments(
             output_dir=str(out / "checkpoints"), num_train_epochs=s["NUM_EPOCHS"], learning_rate=s["LEARNING_RATE"],
@@ -173,10 +178,13 @@ def fine_tune(settings: dict, stage: str, prepare) -> Path:
     trainer.add_callback(_Progress)
     print(f"  {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {trainer.args.device}, "
           f"training steps in {dtype or 'FP32'}, scores in FP32", flush=True)
-    trainer.train(resume_from_checkpoint=last_checkpoint(out / "checkpoints", fingerprint))
+    with trainer.args.main_process_first(desc="looking for checkpoints"):
+        checkpoint = last_checkpoint(out / "checkpoints", fingerprint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     if not trainer.is_world_process_zero():
-        os._exit(0)  # the first process alone writes the artifacts
-    best = max(line.history or trainer.state.log_history, key=lambda entry: entry.get("eval_macro_f1", -1))
+        sys.exit()  # the first process alone writes the artifacts
+    epochs = [entry for entry in trainer.state.log_history if "eval_macro_f1" in entry]
+    best = max(epochs, key=lambda entry: entry["eval_macro_f1"])
     print(f"keeping epoch {best['epoch']:.0f}: valid macro-F1 {best['eval_macro_f1']:.4f}")
 
     with atomic_folder(out) as scratch:
@@ -186,7 +194,7 @@ def fine_tune(settings: dict, stage: str, prepare) -> Path:
         tokenizer.save_pretrained(scratch)
         write_json(scratch / PREPROCESSING, {"cleaning": s["CLEANING"], "steps": PRESETS[s["CLEANING"]],
                                              "max_length": s["MAX_LENGTH"], "labels": list(LABELS)})
-        write_json(scratch / "training.json", {"epochs": line.history, "kept_epoch": best["epoch"]})
+        write_json(scratch / "training.json", {"epochs": epochs, "kept_epoch": best["epoch"]})
         names = publish(scratch)
     record(out, stage, s, [data_dir / f"{name}.tsv" for name in rows], names)
     shutil.rmtree(out / "checkpoints")

@@ -1,25 +1,38 @@
 """A two-layer BERT with a vocabulary of its own, a small data folder, and one run of all four stages on them."""
 
 import os
+from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from stage_runs import EVALUATE, EXPORT, QUANTIZE, ROOT, TRAIN, new_run, remove_runs, run_folder, run_stage_script
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+# the same examples every time, however slow the machine is
+settings.register_profile("suite", deadline=None, derandomize=True, database=None,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
 SAMPLE = ROOT / "data" / "sample"
+SMSA = ROOT.parent / "shared" / "data" / "smsa"
 ROWS_A_LABEL = {"train": 16, "valid": 5, "test": 5}
 
 
-def sample_rows(split: str) -> list[tuple[str, str]]:
-    """(text, label) of the bundled sample, read here without the project's own reader."""
-    lines = (SAMPLE / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
-    rows = [tuple(line.split("\t")) for line in lines]
-    return [row for row in rows if row != ("text", "label")]
+def real_data(test):
+    """Mark a test that reads the SMSA files; skipped where they are not."""
+    absent = pytest.mark.skipif(not (SMSA / "train.tsv").exists(), reason=f"no SMSA files in {SMSA}")
+    return pytest.mark.real_data(absent(test))
+
+
+def read_plain_rows(split: str, folder: Path = SMSA) -> list[tuple[str, str]]:
+    """(text, label) of a well-formed file, read without the project's own reader."""
+    rows = [tuple(line.split("\t")) for line in (folder / f"{split}.tsv").read_text(encoding="utf-8").split("\n")]
+    return [row for row in rows if len(row) == 2 and row != ("text", "label")]
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -28,7 +41,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator((text for text, _ in sample_rows("train")),
+    tokenizer.train_from_iterator((text for text, _ in read_plain_rows("train", SAMPLE)),
                                   trainers.WordPieceTrainer(vocab_size=600, special_tokens=special,
                                                             show_progress=False))
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
@@ -39,7 +52,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session", autouse=True)
 def clean_end():
     """Few threads while the tests run, no folder left under models/ when they end."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     remove_runs()
 
@@ -64,7 +77,7 @@ def small_data(tmp_path_factory):
     """Folder of train, valid and test of 48, 15 and 15 rows, the labels in equal shares, from the bundled sample."""
     folder = tmp_path_factory.mktemp("data")
     for split, count in ROWS_A_LABEL.items():
-        rows = sample_rows(split)
+        rows = read_plain_rows(split, SAMPLE)
         chosen = [row for label in ("positive", "neutral", "negative")
                   for row in [row for row in rows if row[1] == label][:count]]
         (folder / f"{split}.tsv").write_text("".join(f"{text}\t{label}\n" for text, label in chosen), encoding="utf-8")
@@ -74,7 +87,8 @@ def small_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def train_flags(tiny_model, small_data):
     """Flags with which stage 1 trains the tiny model for two short epochs; add --run."""
-    return ("--model-name", tiny_model, "--data-dir", small_data, "--num-epochs", 2, "--learning-rate", 1e-3)
+    return ("--model-name", tiny_model, "--data-dir", small_data, "--num-epochs", 2, "--learning-rate", 1e-3,
+            "--cleaning", "minimal")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN, EXPORT = "train_qat_int8.py", "export_to_onnx.py"
 QUANTIZE, EVALUATE = "quantize_onnx_int8.py", "eval_onnx_int8.py"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ORDER = (TRAIN, EXPORT, QUANTIZE, EVALUATE)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 POLL_SECONDS = 0.001
 
 _numbers = itertools.count(1)
@@ -55,6 +56,18 @@ def copy_of(run: str) -> str:
     """A new run whose folder is a copy of another's, as `cp -r` makes it."""
     name = new_run()
     shutil.copytree(run_folder(run), run_folder(name))
+    return name
+
+
+def copy_until(run: str, stage: str) -> str:
+    """A new run as the finished one was right after `stage`: later files and records are taken away."""
+    name = copy_of(run)
+    manifest = run_folder(name) / "manifest.json"
+    records = json.loads(manifest.read_text())
+    for later in ORDER[ORDER.index(stage) + 1:]:
+        for file in records.pop(f"int8_eager/{later}", {"writes": ()})["writes"]:
+            (run_folder(name) / file).unlink()
+    manifest.write_text(json.dumps(records))
     return name
 
 

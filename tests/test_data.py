@@ -1,0 +1,165 @@
+"""The TSV reader: everything well-formed reads back equal, everything else is named by file and line."""
+
+import pytest
+from conftest import SAMPLE, SMSA, real_data
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from lowbit.data import LABELS, count_shared, describe, read_split, read_tsv
+from lowbit.errors import UserError
+
+texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\t\n\0")).filter(str.strip)
+labels = st.sampled_from(LABELS)
+spellings = st.tuples(st.sampled_from((str, str.upper, str.title)), st.sampled_from(("{}", " {}", "{} ", " {}  ")))
+GOOD = b"enak sekali\tpositive\nbiasa\tneutral\n"
+# what stands in line 3 -> what the refusal says about it
+BAD_ROWS = {
+    "one column": (b"tanpa label", ("1 column", "tanpa label")),
+    "three columns": (b"enak\tsekali\tpositive", ("3 columns", "enak")),
+    "unknown label": (b"enak\tpositif", ("'positif'", *LABELS)),
+    "label that is a number": (b"enak\t1", ("'1'", *LABELS)),
+    "no label": (b"enak\t", ("''", *LABELS)),
+    "no text": (b"\tpositive", ("empty text",)),
+    "white text": (b" \xc2\xa0 \tpositive", ("empty text",)),
+    "not UTF-8": (b"caf\xe9\tpositive", ("UTF-8", "byte 4")),
+    "NUL": (b"en\0ak\tpositive", ("NUL",)),
+    "blank line": (b"", ("1 column",)),
+    "header in the middle": (b"text\tlabel", ("'label'",)),
+}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A path that every test of this file writes anew."""
+    return tmp_path_factory.mktemp("tsv") / "train.tsv"
+
+
+def refusal(path) -> str:
+    """The sentence with which reading `path` ends."""
+    with pytest.raises(UserError) as caught:
+        read_tsv(path)
+    assert path.name in str(caught.value)
+    return str(caught.value)
+
+
+@given(rows=st.lists(st.tuples(texts, labels, spellings), min_size=1), bom=st.booleans(), header=st.booleans(),
+       end=st.sampled_from(("\n", "\r\n")), last_end=st.booleans())
+def test_what_is_written_reads_back_equal(file, rows, bom, header, end, last_end):
+    """With or without BOM, header, carriage returns and a last line end; labels in any case, blanks around them."""
+    assume(bom or header or not rows[0][0].startswith("\ufeff"))
+    lines = ["text\tlabel"] * header + [f"{text}\t{form.format(case(label))}" for text, label, (case, form) in rows]
+    content = end.join(lines) + end * last_end
+    file.write_bytes(b"\xef\xbb\xbf" * bom + content.encode())
+    assert read_tsv(file) == ([text.strip() for text, _, _ in rows], [LABELS.index(label) for _, label, _ in rows])
+
+
+@given(rows=st.lists(st.tuples(texts, labels), min_size=1, max_size=3),
+       bad=st.sampled_from([row for row, _ in BAD_ROWS.values()]), where=st.integers(0, 3))
+def test_a_bad_row_is_named_wherever_it_stands(file, rows, bad, where):
+    """The line number is the one an editor shows."""
+    assume(not rows[0][0].startswith("\ufeff"))
+    lines = [f"{text}\t{label}".encode() for text, label in rows]
+    at = min(where, len(lines))
+    assume(not (bad == b"text\tlabel" and at == 0))  # there it is the header
+    lines.insert(at, bad)
+    file.write_bytes(b"\n".join(lines) + b"\n")
+    assert f"line {at + 1} " in refusal(file)
+
+
+@pytest.mark.parametrize(("row", "said"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_each_kind_of_bad_row_is_explained(file, row, said):
+    """File, line and reason stand in the sentence; good rows around it are not accused."""
+    file.write_bytes(GOOD + row + b"\n" + GOOD)
+    sentence = refusal(file)
+    assert "line 3 " in sentence
+    assert "1 bad row of 5" in sentence
+    assert sentence.count("line ") == 1
+    for words in said:
+        assert words in sentence
+
+
+def test_of_many_bad_rows_the_first_ten_and_the_total_are_told(file):
+    """A file in a foreign format does not fill the screen."""
+    file.write_bytes(GOOD + b"salah\n" * 25 + GOOD)
+    sentence = refusal(file)
+    assert "25 bad rows of 29" in sentence
+    assert [number for number in range(1, 30) if f"line {number} " in sentence] == list(range(3, 13))
+    assert "15 more" in sentence
+
+
+def test_ten_bad_rows_are_all_told(file):
+    """No row stands behind the dots."""
+    file.write_bytes(GOOD + b"salah\n" * 10)
+    assert "more" not in refusal(file)
+    assert "line 12 " in refusal(file)
+
+
+def test_utf16_is_refused(file):
+    """What a spreadsheet saves as "Unicode text"."""
+    file.write_bytes("enak\tpositive\n".encode("utf-16"))
+    assert "line 1 " in refusal(file)
+
+
+def test_missing_file_says_where_to_put_it_and_how_to_get_one(tmp_path):
+    """Both ways out stand in the sentence."""
+    sentence = refusal(tmp_path / "train.tsv")
+    assert str(tmp_path / "train.tsv") in sentence
+    assert "data/download_smsa.py" in sentence
+
+
+def test_folder_in_the_files_place_is_refused(tmp_path):
+    """Not a traceback."""
+    (tmp_path / "train.tsv").mkdir()
+    refusal(tmp_path / "train.tsv")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"text\tlabel\n", b"\xef\xbb\xbftext\tlabel\r\n"])
+def test_file_without_rows_is_refused(file, content):
+    """Empty, or with no more than a header."""
+    file.write_bytes(content)
+    assert "empty" in refusal(file)
+
+
+def test_split_with_one_label_is_refused(tmp_path):
+    """Nothing can be learned from it or measured on it; the label is named."""
+    (tmp_path / "valid.tsv").write_text("enak\tpositive\nsip\tpositive\n")
+    with pytest.raises(UserError, match="valid.tsv.*positive"):
+        read_split(tmp_path, "valid")
+    (tmp_path / "valid.tsv").write_text("enak\tpositive\nburuk\tnegative\n")
+    assert read_split(tmp_path, "valid") == (["enak", "buruk"], [0, 2])
+
+
+def test_quotes_are_plain_characters(file):
+    """An unpaired quote swallows no rows, a pair is not taken off."""
+    file.write_text('"enak"\tpositive\n"buka saja\tnegative\nkata ""dia""\tneutral\n')
+    assert read_tsv(file) == (['"enak"', '"buka saja', 'kata ""dia""'], [0, 2, 1])
+
+
+def test_order_of_the_labels_is_the_models():
+    """positive 0, neutral 1, negative 2, as the class line of every stage counts them."""
+    assert describe("train", [0, 0, 0, 1, 2, 2]) == "train 6 texts (positive 3, neutral 1, negative 2)"
+
+
+def test_shared_texts_are_counted_whatever_their_case_and_spacing():
+    """The count that stage 1 prints."""
+    assert count_shared(["Enak  sekali", "biasa"], ["enak sekali", "ENAK SEKALI ", "buruk"]) == 2
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_bundled_sample_is_usable(split):
+    """Every label stands in every split of the sample, and no text of another split is in train."""
+    found, ids = read_split(SAMPLE, split)
+    assert set(ids) == {0, 1, 2}
+    if split != "train":
+        assert count_shared(read_split(SAMPLE, "train")[0], found) == 0
+
+
+@real_data
+def test_smsa_is_read_whole():
+    """The published counts, and 14 validation texts that also stand in train."""
+    splits = {name: read_split(SMSA, name) for name in ("train", "valid", "test")}
+    assert {name: len(ids) for name, (_, ids) in splits.items()} == {"train": 11000, "valid": 1260, "test": 500}
+    assert describe("train", splits["train"][1]).endswith("(positive 6416, neutral 1148, negative 3436)")
+    assert describe("test", splits["test"][1]).endswith("(positive 208, neutral 88, negative 204)")
+    assert count_shared(splits["train"][0], splits["valid"][0]) == 14
+    assert count_shared(splits["train"][0], splits["test"][0]) == 0

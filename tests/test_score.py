@@ -1,0 +1,59 @@
+"""Measures against their definitions: what changed between two models, and whether by more than chance."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from lowbit.score import accuracy_and_f1, compare, difference, report_text, score
+
+labels = st.integers(0, 2)
+triples = st.lists(st.tuples(labels, labels, labels), min_size=1, max_size=40)
+
+
+def logits_for(predicted) -> np.ndarray:
+    """Logits whose largest entry is the predicted label."""
+    return np.eye(3, dtype=np.float32)[list(predicted)]
+
+
+@given(triples)
+def test_two_models_are_compared_text_by_text(rows):
+    """Flips, losses and gains are counted; p is the exact two-sided binomial test of McNemar."""
+    truth, ours, theirs = map(list, zip(*rows, strict=True))
+    found = compare(truth, logits_for(ours), logits_for(theirs))
+    lost = sum(b == t != a for t, a, b in rows)
+    won = sum(a == t != b for t, a, b in rows)
+    assert (found["texts"], found["lost"], found["won"]) == (len(rows), lost, won)
+    assert found["flips"] == sum(a != b for _, a, b in rows)
+    assert found["same_label"] == pytest.approx(1 - found["flips"] / len(rows))
+    assert found["mcnemar_p"] == pytest.approx(binomtest(lost, lost + won).pvalue if lost + won else 1)
+
+
+@given(triples)
+def test_accuracy_and_macro_f1_follow_their_definitions(rows):
+    """Over all three labels, one that nobody wrote or predicted counting 0."""
+    truth, predicted, _ = map(list, zip(*rows, strict=True))
+    f1 = []
+    for label in range(3):
+        hits = sum(t == p == label for t, p, _ in rows)
+        f1.append(2 * hits / max(1, truth.count(label) + predicted.count(label)))
+    found = accuracy_and_f1(truth, predicted)
+    assert found["accuracy"] == pytest.approx(np.mean(np.equal(truth, predicted)))
+    assert found["macro_f1"] == pytest.approx(np.mean(f1))
+    everything = score(truth, logits_for(predicted))
+    assert everything.items() >= found.items()
+    assert np.sum(everything["confusion_matrix"]) == len(rows)
+    assert all(everything["confusion_matrix"][t][p] > 0 for t, p, _ in rows)
+
+
+def test_difference_of_logits_is_absolute():
+    """Median and largest over all entries."""
+    found = difference(np.array([[0.0, 1.0, 2.0]]), np.array([[0.5, 1.0, 4.0]]))
+    assert found == {"same_label": 1.0, "median_logit_difference": 0.5, "max_logit_difference": 2.0}
+
+
+def test_report_names_every_label_even_unseen():
+    """A label without a prediction is a row of zeros, not an error."""
+    report = report_text([0, 0, 2], logits_for([0, 0, 0]))
+    assert all(word in report for word in ("positive", "neutral", "negative"))

@@ -49,7 +49,8 @@ def make_run(folder):
     data.mkdir()
     for split in SPLITS:
         texts, labels = read_split(resolve(DATA_DIR), split)
-        rows = [f"{text}\t{LABELS[label]}\n" for text, label in zip(texts[:32], labels[:32], strict=True)]
+        some = slice(None, None, len(texts) // 32)  # the files are sorted by label in places
+        rows = [f"{text}\t{LABELS[label]}\n" for text, label in zip(texts[some], labels[some], strict=True)]
         (data / f"{split}.tsv").write_text("".join(rows), encoding="utf-8")
     for stage in (["train_qat_int8.py", "--model-name", encoder, "--data-dir", data, "--num-epochs", "1"],
                   ["export_to_onnx.py"], ["quantize_onnx_int8.py"]):

@@ -4,6 +4,7 @@ It imports no more than a server would (numpy, onnxruntime), so that its peak me
 and answers are pickles on standard input and output, exchanged with the parent process only.
 """
 
+import contextlib
 import pickle
 import resource
 import sys
@@ -63,4 +64,5 @@ def main(path: str, provider: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    with contextlib.suppress(BrokenPipeError):  # the parent was killed: there is nobody left to answer
+        main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

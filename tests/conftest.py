@@ -93,8 +93,8 @@ def train_flags(tiny_model, small_data):
 
 @pytest.fixture(scope="session")
 def eval_flags(small_data):
-    """Flags with which stage 4 measures in seconds; add --run."""
-    return ("--data-dir", small_data, "--rounds", 2, "--runs", 3)
+    """Flags with which stage 4 measures in seconds, on the threads that tests ask a file with; add --run."""
+    return ("--data-dir", small_data, "--rounds", 2, "--runs", 3, "--threads", 1)
 
 
 @pytest.fixture(scope="session")

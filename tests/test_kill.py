@@ -240,7 +240,8 @@ def test_finished_run_survives_a_killed_second_training(kill, training, finished
     flags, _, seconds = training
     run = copy_of(finished_run)
     before = {path.name: path.read_bytes() for path in run_folder(run).iterdir()}
-    killed = kill(TRAIN, run, *flags, "--seed", 7, "--num-epochs", 50, moment=exists("checkpoints/*/complete.json"), seconds=seconds)
+    killed = kill(TRAIN, run, *flags, "--seed", 7, "--num-epochs", 50, seconds=seconds,
+                  moment=exists("checkpoints/*/complete.json"))
     assert killed.returncode == -signal.SIGKILL
     shutil.rmtree(run_folder(run) / "checkpoints")
     assert {path.name: path.read_bytes() for path in run_folder(run).iterdir()} == before

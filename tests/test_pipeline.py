@@ -4,7 +4,9 @@ import csv
 import functools
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -232,10 +234,9 @@ def test_quality_is_that_of_the_files(finished_folder, small_data, results):
     against = results["against_fp32"]
     assert against["texts"] == results["test_texts"] == 15
     assert against["flips"] == (logits["INT8"].argmax(-1) != logits["FP32"].argmax(-1)).sum()
-    simulated = ask_model(load_simulation(finished_folder), batches)
     assert results["valid_and_test_against_simulation"]["texts"] == 30
-    assert np.abs(logits["INT8"] - simulated).max() <= (
-        results["valid_and_test_against_simulation"]["max_logit_difference"] + 1e-6)
+    assert results["valid_and_test_against_simulation"]["median_logit_difference"] * 4 <= (
+        results["valid_and_test_against_fp32"]["median_logit_difference"])
     gap = np.abs(logits["INT8"] - logits["FP32"])
     assert against["median_logit_difference"] == pytest.approx(np.median(gap), rel=1e-3)
     assert against["max_logit_difference"] == pytest.approx(gap.max(), rel=1e-3)
@@ -350,6 +351,20 @@ def test_other_arithmetic_is_simulated_and_shipped(variant, sample_texts, name):
     assert counted["embedding"] == {"integer": TABLES * tables, "float": TABLES * (not tables)}
     to_simulation, to_fp32 = agreement_of(folder, sample_texts)
     assert to_simulation * 4 <= to_fp32
+
+
+def test_printed_commands_lead_to_the_end(train_flags):
+    """Each stage's `next:` can be pasted, also after a training with other settings than the defaults."""
+    run = new_run()
+    done = run_stage_script(TRAIN, "--run", run, *train_flags, "--num-epochs", 1, "--per-channel", "--reduce-range")
+    followed = []
+    while "; next: python " in done.stdout:
+        script, *flags = shlex.split(done.stdout.split("; next: python ")[1])
+        done = run_stage_script(Path(script).name, *flags)
+        assert done.returncode == 0, f"{script} {' '.join(flags)}: {done.stderr}"
+        followed.append(Path(script).name)
+    assert followed == [EXPORT, QUANTIZE, EVALUATE]
+    assert (run_folder(run) / "results.json").exists()
 
 
 @pytest.mark.parametrize("name", ["7 bits", "all"])

@@ -4,6 +4,7 @@ Reads   models/<RUN>/model_qat.pth          (train_qat_int8.py)
 Writes  models/<RUN>/model_qat.onnx
 Next    quantize_onnx_int8.py
 """
+from lowbit.artifacts import settings_of
 from lowbit.export import export_run
 from lowbit.stage import next_command, run_stage
 
@@ -12,12 +13,14 @@ RUN = "indobert-qat-int8-smsa"  # folder under models/ shared by the four stages
 OPSET = 17                      # ONNX operator set of the graph; 17 or higher
 # --------------------------------------------------------------------------------------------------
 
-STAGE = "int8_eager/export_to_onnx.py"
+TRAIN, STAGE = "int8_eager/train_qat_int8.py", "int8_eager/export_to_onnx.py"
 
 
 def main(settings):
-    export_run(settings, STAGE, train_stage="int8_eager/train_qat_int8.py")
-    return next_command("int8_eager/quantize_onnx_int8.py", settings, "RUN")
+    folder = export_run(settings, STAGE, TRAIN)
+    trained = settings_of(folder, TRAIN)
+    return next_command("int8_eager/quantize_onnx_int8.py", trained,
+                        "RUN", "PER_CHANNEL", "QUANTIZE_EMBEDDINGS", "REDUCE_RANGE")
 
 
 if __name__ == "__main__":

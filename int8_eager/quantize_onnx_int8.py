@@ -6,6 +6,7 @@ Next    eval_onnx_int8.py
 """
 import logging
 
+import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lowbit.agreement import differing_modules
@@ -62,7 +63,8 @@ def main(settings):
     with atomic_folder(folder) as scratch:
         path = scratch / INT8
         logging.getLogger().setLevel(logging.ERROR)  # it recommends a pre-processing that gains nothing here
-        quantize_dynamic(folder / ONNX, path, weight_type=QuantType.QInt8, per_channel=PER_CHANNEL,
+        # given the graph, not its path: for a path it writes a second file beside the first
+        quantize_dynamic(onnx.load(folder / ONNX), path, weight_type=QuantType.QInt8, per_channel=PER_CHANNEL,
                          reduce_range=REDUCE_RANGE,
                          op_types_to_quantize=["MatMul", "Gather"] if QUANTIZE_EMBEDDINGS else ["MatMul"])
         modules, differing = differing_modules(path, model)
@@ -79,7 +81,7 @@ def main(settings):
     print("  in the graph as ONNX Runtime optimises it:", *census_lines(counted), sep="\n")
     before, after = (folder / ONNX).stat().st_size, (folder / INT8).stat().st_size
     print(f"wrote {shown(folder / INT8)}: {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({100 * after / before:.1f} %)")
-    return next_command("int8_eager/eval_onnx_int8.py", settings, "RUN")
+    return next_command("int8_eager/eval_onnx_int8.py", settings_of(folder, TRAIN), "RUN", "DATA_DIR")
 
 
 if __name__ == "__main__":

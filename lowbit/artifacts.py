@@ -28,10 +28,13 @@ def shown(path: Path) -> str:
 
 
 def run_dir(run: str) -> Path:
-    """models/<run>; raises UserError for a name that is not one plain folder name."""
+    """models/<run>; raises UserError for a name that is not one plain folder name, or is a file's."""
     if not run or run.startswith(".") or Path(run).name != run:
         raise UserError(f"RUN is {run!r}; use one plain folder name, such as my-run: it is made under models/")
-    return ROOT / "models" / run
+    folder = ROOT / "models" / run
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"RUN is {run!r}, but {shown(folder)} is a file: choose another name")
+    return folder
 
 
 @contextlib.contextmanager
@@ -87,8 +90,11 @@ def read_manifest(folder: Path) -> dict:
         return {}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(record["writes"], dict) for record in manifest.values()):
-            raise ValueError("a record without its files")
+        for made in manifest.values():
+            if not all(isinstance(file["sha256"], str) for file in made["writes"].values()):
+                raise ValueError("a file without its SHA-256")
+            if not all(isinstance(digest, str) for digest in made["reads"].values()):
+                raise ValueError("a source without its SHA-256")
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{shown(path)} cannot be read ({error}): delete it and run the stages again") from None

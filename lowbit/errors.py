@@ -3,6 +3,8 @@
 import errno
 import sys
 
+from tqdm import tqdm
+
 OS_SENTENCES = {
     errno.ENOSPC: "no space is left on the disk",
     errno.EDQUOT: "the disk quota is used up",
@@ -19,7 +21,8 @@ LIBRARY_SENTENCES = {
     "os error 28": OS_SENTENCES[errno.ENOSPC], "No space left on device": OS_SENTENCES[errno.ENOSPC],
     "os error 30": OS_SENTENCES[errno.EROFS], "Read-only file system": OS_SENTENCES[errno.EROFS],
     "os error 13": OS_SENTENCES[errno.EACCES], "Permission denied": OS_SENTENCES[errno.EACCES],
-    "PytorchStreamWriter failed writing": "a file could not be written to its end, most likely for want of space",
+    **dict.fromkeys(("PytorchStreamWriter failed writing", "basic_ios::clear: iostream error", "unexpected pos"),
+                    "a file could not be written to its end, most likely for want of space"),  # torch.save
 }
 
 
@@ -50,5 +53,7 @@ def exit_with_sentence(error: BaseException) -> None:
     sentence = sentence_for(error)
     if sentence is None:
         raise error
+    if getattr(tqdm, "_instances", ()):
+        print(file=sys.stderr)  # an open progress bar: the sentence gets a line of its own
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)

@@ -16,6 +16,7 @@ from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_run
 from lowbit.train import WEIGHTS
 
 ONNX = "model_qat.onnx"
+OPSETS = (17, 20)
 TOLERANCE = 1e-4  # largest logit difference to PyTorch that is accepted
 # batch, length, padding at the end of every second row: other shapes than the traced one
 CHECKED_SHAPES = ((1, 3, 0), (1, 32, 0), (2, 17, 5), (4, 64, 40), (3, 128, 100), (16, 24, 8))
@@ -40,8 +41,10 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{shown(path)} is not a plain state dict ({reason}): train again") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(f"{shown(path)} holds something else than a plain state dict (name -> tensor): train again")
     fake = [name for name in state if any(part in name for part in FAKE_QUANT_STATE)]
     if fake:
         print(f"  {len(fake)} fake-quantization tensors left out: {', '.join(fake[:3])}{' …' * (len(fake) > 3)}")
@@ -101,8 +104,9 @@ def export_run(settings: dict, stage: str, train_stage: str) -> Path:
     """Stage 2 for every precision: model_qat.pth -> model_qat.onnx, checked against PyTorch; returns the folder."""
     folder = run_dir(settings["RUN"])
     read = require(folder, train_stage, WEIGHTS, "config.json", PREPROCESSING, *TOKENIZER_FILES)
-    if settings["OPSET"] < 17:
-        raise UserError(f"OPSET is {settings['OPSET']}; 17 is the lowest (LayerNormalization as one operator)")
+    if not OPSETS[0] <= settings["OPSET"] <= OPSETS[1]:
+        raise UserError(f"OPSET is {settings['OPSET']}; {OPSETS[0]} is the lowest (LayerNormalization as one "
+                        f"operator), {OPSETS[1]} the highest that torch's exporter writes")
     remove_leftovers(folder)
     model, _, _ = load_run(folder)
     load_weights(model, folder / WEIGHTS)

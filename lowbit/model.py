@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from lowbit.artifacts import ROOT, resolve, shown
@@ -37,17 +38,23 @@ def load_pretrained(name: str, revision: str, num_labels: int):
         names |= {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            **source, **names, dtype=torch.float32, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, KeyError) as error:
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            **source, **names, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if local:
             raise UserError(f"MODEL_NAME {name!r}: {shown(folder)} does not load as a sequence classifier "
                             f"({str(error).splitlines()[0]}); the bundled encoder is {BUNDLED}") from error
         raise UserError(f"MODEL_NAME {name!r} is not a folder here and could not be fetched from the hub at revision "
                         f"{source['revision'][:12]} (no network, no such model, or none cached); "
                         f"the bundled encoder needs neither: --model-name {BUNDLED}") from error
-    limit = model.config.max_position_embeddings
-    tokenizer.model_max_length = limit
+    # only the head is new; an encoder whose own weights do not fit would be trained from noise
+    names = [entry if isinstance(entry, str) else entry[0]
+             for kind in ("missing_keys", "mismatched_keys") for entry in loaded[kind]]
+    wrong = [weight for weight in names if not any(part in weight for part in ("classifier", "pooler"))]
+    if wrong:
+        raise UserError(f"MODEL_NAME {name!r}: the weights in {shown(folder) if local else name} do not fit its "
+                        f"config.json in {len(wrong)} tensors, the first is {wrong[0]}; take a whole copy of the model")
+    tokenizer.model_max_length = model.config.max_position_embeddings
     return model, tokenizer
 
 

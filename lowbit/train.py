@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import sys
 import time
@@ -26,6 +27,7 @@ from lowbit.artifacts import (
 )
 from lowbit.data import LABELS, SPLITS, count_shared, describe, read_split
 from lowbit.encode import encode
+from lowbit.errors import UserError
 from lowbit.model import PREPROCESSING, load_pretrained
 from lowbit.score import accuracy_and_f1
 from lowbit.settings import require
@@ -38,9 +40,10 @@ COMPLETE = "complete.json"  # written last into a checkpoint: one without it was
 def check_settings(s: dict) -> None:
     """Refuse values that cannot train, each with one sentence."""
     for name in ("NUM_EPOCHS", "BATCH_SIZE", "LEARNING_RATE"):
-        require(s[name] > 0, f"{name} is {s[name]}; it must be above 0")
+        require(0 < s[name] < math.inf, f"{name} is {s[name]}; it must be above 0 and finite")
+    require(0 <= s["SEED"] < 2**32, f"SEED is {s['SEED']}; it must be from 0 to 4294967295")
     require(s["MAX_LENGTH"] >= 3, f"MAX_LENGTH is {s['MAX_LENGTH']}; at least 3 tokens: [CLS], a word, [SEP]")
-    require(s["WEIGHT_DECAY"] >= 0, f"WEIGHT_DECAY is {s['WEIGHT_DECAY']}; it must be 0 or more")
+    require(0 <= s["WEIGHT_DECAY"] < math.inf, f"WEIGHT_DECAY is {s['WEIGHT_DECAY']}; it must be 0 or more and finite")
     require(0 <= s["WARMUP_RATIO"] < 1, f"WARMUP_RATIO is {s['WARMUP_RATIO']}; it must be from 0 to below 1")
     require(s["NUM_LABELS"] == len(LABELS),
             f"NUM_LABELS is {s['NUM_LABELS']}; the data has {len(LABELS)} labels: {', '.join(LABELS)}")
@@ -83,6 +86,11 @@ class _EpochLine(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.started = time.monotonic()
 
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            raise UserError(f"the loss is {logs['loss']} in epoch {state.epoch:.0f}: training diverged at "
+                            f"LEARNING_RATE {args.learning_rate}; lower it and run again")
+
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         if state.is_world_process_zero:
@@ -116,7 +124,10 @@ def last_checkpoint(folder: Path, fingerprint: str) -> str | None:
     """The newest whole checkpoint of this very run; what a kill cut short or another run left is deleted, in words."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):
         mark = path / COMPLETE
-        made = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else {}
+        try:
+            made = json.loads(mark.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            made = {}
         if made == {"fingerprint": fingerprint, "bytes": file_sizes(path)}:
             print(f"resuming from {shown(path)}")
             return str(path)
@@ -170,7 +181,8 @@ def fine_tune(settings: dict, stage: str, prepare) -> Path:
             per_device_train_batch_size=s["BATCH_SIZE"], per_device_eval_batch_size=64,
             weight_decay=s["WEIGHT_DECAY"], warmup_steps=s["WARMUP_RATIO"], seed=s["SEED"],
             train_sampling_strategy="group_by_length", fp16=dtype is torch.float16,
-            eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", save_total_limit=1,
+            eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", logging_nan_inf_filter=False,
+            save_total_limit=1,
             load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True,
             report_to="none", dataloader_pin_memory=torch.cuda.is_available()))
     trainer.train_dtype = dtype
@@ -197,6 +209,7 @@ def fine_tune(settings: dict, stage: str, prepare) -> Path:
         write_json(scratch / "training.json", {"epochs": epochs, "kept_epoch": best["epoch"]})
         names = publish(scratch)
     record(out, stage, s, [data_dir / f"{name}.tsv" for name in rows], names)
-    shutil.rmtree(out / "checkpoints")
+    discarded = (out / "checkpoints").rename(out / ".tmp-checkpoints")  # at once: a kill leaves all of them or none
+    shutil.rmtree(discarded)
     print(f"wrote {shown(out / WEIGHTS)} ({(out / WEIGHTS).stat().st_size / 1e6:.1f} MB)")
     return out

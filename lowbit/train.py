@@ -184,7 +184,8 @@ def fine_tune(settings: dict, stage: str, prepare) -> Path:
             eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", logging_nan_inf_filter=False,
             save_total_limit=1,
             load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True,
-            report_to="none", dataloader_pin_memory=torch.cuda.is_available()))
+            use_cpu=not torch.cuda.is_available(), average_tokens_across_devices=False, report_to="none",
+            dataloader_pin_memory=torch.cuda.is_available()))
     trainer.train_dtype = dtype
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Progress)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = --data-dir data/sample
 
-.PHONY: quickstart int8 test lint clean
+.PHONY: quickstart int8 fp16 test clean
 
 quickstart: int8
 
@@ -13,6 +13,13 @@ int8: .venv/installed
 	$(PY) int8_eager/export_to_onnx.py --run sample-int8
 	$(PY) int8_eager/quantize_onnx_int8.py --run sample-int8
 	$(PY) int8_eager/eval_onnx_int8.py --run sample-int8 $(SAMPLE)
+
+# the four FP16 stages, likewise
+fp16: .venv/installed
+	$(PY) fp16_eager/train_qat_fp16.py --run sample-fp16 --model-name models/bert-mini-id $(SAMPLE)
+	$(PY) fp16_eager/export_to_onnx.py --run sample-fp16
+	$(PY) fp16_eager/quantize_onnx_fp16.py --run sample-fp16 $(SAMPLE)
+	$(PY) fp16_eager/eval_onnx_fp16.py --run sample-fp16 $(SAMPLE)
 
 test: .venv/installed
 	$(PY) -m ruff check .
@@ -25,4 +32,4 @@ test: .venv/installed
 	touch .venv/installed
 
 clean:
-	rm -rf .venv models/sample-int8
+	rm -rf .venv models/sample-int8 models/sample-fp16

@@ -6,7 +6,7 @@ Next    export_to_onnx.py
 """
 from lowbit.fake_quant import prepare
 from lowbit.stage import next_command, run_stage
-from lowbit.train import fine_tune
+from lowbit.train import autocast_dtype, fine_tune
 
 # ---- settings: edit here, or for one run: --num-epochs 1 -----------------------------------------
 RUN = "indobert-qat-int8-smsa"  # folder under models/ shared by the four stages
@@ -36,7 +36,7 @@ def main(settings):
     def simulate(model):
         return prepare(model, PER_CHANNEL, QUANTIZE_EMBEDDINGS, REDUCE_RANGE) if QAT else model
 
-    fine_tune(settings, STAGE, simulate)
+    fine_tune(settings, STAGE, simulate, autocast_dtype() if AUTOCAST else None)
     return next_command("int8_eager/export_to_onnx.py", settings, "RUN")
 
 

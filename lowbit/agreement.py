@@ -1,4 +1,4 @@
-"""What is trained is what ships: the INT8 file against the PyTorch simulation, integers and logits."""
+"""What is trained is what ships: the low-bit file against the PyTorch simulation, stored weights and logits."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import torch
 from onnx import numpy_helper
 
 from lowbit.encode import pad
+from lowbit.fake_fp16 import FP16_MAX
 from lowbit.fake_quant import DynamicQuantLinear, QuantEmbedding
 
 
@@ -36,6 +37,30 @@ def differing_modules(path: Path, model: torch.nn.Module) -> tuple[int, list[str
     file, simulated = stored_integers(path), simulated_integers(model)
     return len(simulated), [name for name, integers in simulated.items()
                             if name not in file or not np.array_equal(integers, file[name])]
+
+
+def stored_parameters(path: Path) -> dict[str, np.ndarray]:
+    """State-dict name -> the tensor that a float file stores for it, in PyTorch's orientation."""
+    model = onnx.load(path)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {name.removeprefix("model."): numpy_helper.to_array(tensor) for name, tensor in tensors.items()
+             if name.startswith("model.")}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in tensors:
+            module = ".".join(node.name.removeprefix("/model/").split("/")[:-1])
+            found[f"{module}.weight"] = numpy_helper.to_array(tensors[node.input[1]]).T
+    return found
+
+
+def differing_parameters(stored: dict[str, np.ndarray], model: torch.nn.Module) -> list[str]:
+    """Parameters of `model` that `stored` lacks or holds otherwise: an FP16 one is the nearest value, bit for bit."""
+    def same(name, parameter):
+        ours = stored.get(name)
+        if ours is not None and ours.dtype == np.float16:
+            parameter = parameter.clamp(-FP16_MAX, FP16_MAX).half()
+        return ours is not None and np.array_equal(ours, parameter.numpy())
+
+    return [name for name, parameter in model.named_parameters() if not same(name, parameter.detach())]
 
 
 @torch.inference_mode()

@@ -48,14 +48,30 @@ def atomic_folder(parent: Path):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def external_data(path: Path) -> Path:
+    """The file beside an ONNX file of 2 GB or more that holds its weights."""
+    return path.with_name(f"{path.name}.data")
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of an ONNX file, its external data included."""
+    data = external_data(path)
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+
+
 def publish(scratch: Path) -> list[str]:
-    """Flush every file of a scratch folder to disk and rename it into the parent; returns the names."""
+    """Flush every file of a scratch folder to disk and rename it into the parent; returns the names.
+
+    External data of an older file of the same name is deleted.
+    """
     names = sorted(path.name for path in scratch.iterdir())
     for name in names:
         with open(scratch / name, "rb") as handle:
             os.fsync(handle.fileno())
     for name in names:
         os.replace(scratch / name, scratch.parent / name)
+        if external_data(Path(name)).name not in names:
+            external_data(scratch.parent / name).unlink(missing_ok=True)
     return names
 
 
@@ -127,10 +143,12 @@ def require(folder: Path, stage: str, *names: str) -> list[Path]:
     """
     manifest = read_manifest(folder)
     again = f"run `python {stage} --run {folder.name}`"
+    writes = manifest.get(stage, {}).get("writes", {})
+    names += tuple(data for name in names if (data := external_data(Path(name)).name) in writes)
     for name in names:
         if not (folder / name).exists():
             raise UserError(f"{shown(folder / name)} is missing: {again} first")
-        written = manifest.get(stage, {}).get("writes", {}).get(name)
+        written = writes.get(name)
         if written is None:
             raise UserError(f"{shown(folder / name)} is not recorded in {shown(folder / MANIFEST)}: {again} to make it")
         found = sha256(folder / name)

@@ -1,5 +1,6 @@
-"""What really runs on integers: a count over the graph as ONNX Runtime optimises it, not as the file looks."""
+"""What a file holds and what really runs: counts over the graph as ONNX Runtime optimises it, not as it looks."""
 
+import math
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -14,13 +15,14 @@ INTEGER_TYPES = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto
 
 
 def optimised_graph(path: Path) -> onnx.GraphProto:
-    """The graph that the CPU provider executes for `path`, all of ONNX Runtime's fusions applied."""
+    """The graph, without its weights, that the CPU provider executes for `path`, all of its fusions applied."""
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         options.log_severity_level = 3  # it warns that this file is for this machine only: it is read and deleted
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return onnx.load(options.optimized_model_filepath).graph
+        return onnx.load(options.optimized_model_filepath, load_external_data=False).graph
 
 
 def census(path: Path) -> dict:
@@ -59,3 +61,33 @@ def census_lines(result: dict) -> list[str]:
              for kind in names]
     return lines + [f"    {count} stay float: {reason}" for reason, count in
                     Counter(result["float_nodes"].values()).items()]
+
+
+def dtype_census(path: Path) -> dict:
+    """What is stored in which type, and what the CPU provider makes of it.
+
+    `stored` and `at_run_time` map a type's name to {"tensors": n, "bytes": n} of the weights in the file and in the
+    optimised graph; `casts` counts the Cast operators that run, `operators` all of them.
+    """
+    def by_type(graph):
+        counts = {}
+        for tensor in graph.initializer:
+            kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+            held = counts.setdefault(kind, {"tensors": 0, "bytes": 0})
+            held["tensors"] += 1
+            held["bytes"] += math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        return dict(sorted(counts.items(), key=lambda item: -item[1]["bytes"]))
+
+    graph = optimised_graph(path)
+    operators = Counter(node.op_type for node in graph.node)
+    return {"stored": by_type(onnx.load(path, load_external_data=False).graph), "at_run_time": by_type(graph),
+            "casts": operators["Cast"], "operators": dict(operators.most_common())}
+
+
+def dtype_lines(result: dict) -> list[str]:
+    """The census by type as a user reads it."""
+    def held(kind):
+        return ", ".join(f"{kind} {count['tensors']} tensors {count['bytes'] / 1e6:.3g} MB"
+                         for kind, count in result[kind].items())
+    return [f"  stored: {held('stored')}",
+            f"  as the CPU provider runs it: {held('at_run_time')}; {result['casts']} casts"]

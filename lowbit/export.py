@@ -9,7 +9,17 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from lowbit.artifacts import atomic_folder, publish, record, remove_leftovers, require, run_dir, shown
+from lowbit.artifacts import (
+    atomic_folder,
+    external_data,
+    file_bytes,
+    publish,
+    record,
+    remove_leftovers,
+    require,
+    run_dir,
+    shown,
+)
 from lowbit.encode import INPUT_NAMES
 from lowbit.errors import UserError
 from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_run
@@ -17,6 +27,7 @@ from lowbit.train import WEIGHTS
 
 ONNX = "model_qat.onnx"
 OPSETS = (17, 20)
+LARGEST_FILE = 2**31 - 2**24  # bytes of weights in one ONNX file: protobuf ends at 2 GiB, the graph takes some MB
 TOLERANCE = 1e-4  # largest logit difference to PyTorch that is accepted
 # batch, length, padding at the end of every second row: other shapes than the traced one
 CHECKED_SHAPES = ((1, 3, 0), (1, 32, 0), (2, 17, 5), (4, 64, 40), (3, 128, 100), (16, 24, 8))
@@ -59,12 +70,34 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     model.load_state_dict(state, strict=True)
 
 
+def save_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model; from LARGEST_FILE bytes of weights on, they go to a second file, `<name>.data`.
+
+    The tensors of `model` are emptied then: load the file to go on.
+    """
+    tensors = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    onnx.save(model, path, save_as_external_data=tensors > LARGEST_FILE, location=external_data(path).name)
+
+
 def sample_inputs(vocab_size: int, batch: int, length: int, padding: int, seed: int) -> dict[str, np.ndarray]:
     """Random int64 inputs [batch, length]; every second row ends in `padding` masked positions."""
     ids = np.random.default_rng(seed).integers(0, vocab_size, (batch, length))
     mask = np.ones_like(ids)
     mask[1::2, length - padding:] = 0
     return dict(zip(INPUT_NAMES, (ids, mask), strict=True))
+
+
+def hostile_inputs(vocab_size: int, longest: int) -> list[dict[str, np.ndarray]]:
+    """Batches as a server meets them at worst: one token, the longest text, 64 texts, a padded row, a mask with holes.
+
+    The padded row, which no position of attends to anything, is the second of its batch.
+    """
+    inputs = [sample_inputs(vocab_size, batch, length, 0, batch)
+              for batch, length in ((1, 1), (64, min(8, longest)), (1, longest))]
+    padded, holes = (sample_inputs(vocab_size, 4, min(24, longest), 0, seed) for seed in (1, 2))
+    padded["attention_mask"][1] = 0
+    holes["attention_mask"][:, 1:] = np.random.default_rng(0).integers(0, 2, holes["attention_mask"][:, 1:].shape)
+    return [*inputs, padded, holes]
 
 
 def largest_difference(model: torch.nn.Module, path: Path) -> float:
@@ -122,5 +155,5 @@ def export_run(settings: dict, stage: str, train_stage: str) -> Path:
           f"(batch {min(s[0] for s in CHECKED_SHAPES)} to {max(s[0] for s in CHECKED_SHAPES)}, "
           f"length {min(s[1] for s in CHECKED_SHAPES)} to {max(s[1] for s in CHECKED_SHAPES)}, with padding)")
     record(folder, stage, settings, read, names)
-    print(f"wrote {shown(folder / ONNX)} ({(folder / ONNX).stat().st_size / 1e6:.1f} MB)")
+    print(f"wrote {shown(folder / ONNX)} ({file_bytes(folder / ONNX) / 1e6:.1f} MB)")
     return folder

@@ -21,7 +21,7 @@ def _to_integers(x, scale, low=None, high=None):
     return integers if low is None else integers.clamp_(low, high)
 
 
-class _StraightThrough(torch.autograd.Function):
+class StraightThrough(torch.autograd.Function):
     """The rounded value forward, the gradient of the unrounded one backward."""
 
     @staticmethod
@@ -128,7 +128,7 @@ class QuantEmbedding(nn.Embedding):
         scale, zero_point = embedding_range(self.weight)
         rows = super().forward(ids)
         rounded = _to_integers(rows.detach(), scale, -zero_point, 255 - zero_point) * scale
-        return _StraightThrough.apply(rows, rounded)
+        return StraightThrough.apply(rows, rounded)
 
     @torch.no_grad()
     def stored_integers(self) -> torch.Tensor:

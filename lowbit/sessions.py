@@ -78,7 +78,7 @@ class Session:
         order = order or list(range(len(rows)))
         groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         parts, _ = self._ask("logits", [pad([rows[i] for i in group], pad_id) for group in groups])
-        stacked = np.concatenate(parts)
+        stacked = np.concatenate(parts).astype(np.float32, copy=False)
         result = np.empty_like(stacked)
         result[order] = stacked
         return result

@@ -1,5 +1,6 @@
 """What every stage script does around its own work: settings, banner, errors, the next step's command."""
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,6 @@ def next_command(script: str, settings: dict, *names: str) -> str:
     from lowbit.settings import read_constants
 
     defaults = read_constants((ROOT / script).read_text(encoding="utf-8"))
-    flags = [f"--{name.lower().replace('_', '-')} {settings[name]}" for name in names
+    flags = [f"--{name.lower().replace('_', '-')} {shlex.quote(str(settings[name]))}" for name in names
              if name in defaults and settings[name] != defaults[name][0]]
     return " ".join([f"python {Path(script)}", *flags])

@@ -144,11 +144,13 @@ def to_dataset(rows: list[list[int]], labels: list[int]) -> Dataset:
                               "labels": labels})
 
 
-def fine_tune(settings: dict, stage: str, prepare) -> Path:
+def fine_tune(settings: dict, stage: str, prepare, autocast: torch.dtype | None = None, observe=None) -> Path:
     """Train `prepare(model)` on DATA_DIR and write the run's folder; returns it.
 
-    Each epoch scores the simulated model on valid; the epoch of best macro-F1 is kept. Writes model_qat.pth
-    (plain FP32 state dict), config.json, tokenizer files, preprocessing.json, training.json.
+    Training steps compute in `autocast`, or in FP32. Each epoch scores the simulated model on valid; the epoch of
+    best macro-F1 is kept. Writes model_qat.pth (plain FP32 state dict), config.json, tokenizer files,
+    preprocessing.json, training.json, and what `observe(model, token rows of valid, padding id)` says of the kept
+    epoch: file name -> value, as JSON.
     """
     s = settings
     check_settings(s)
@@ -171,7 +173,6 @@ def fine_tune(settings: dict, stage: str, prepare) -> Path:
     fingerprint = fingerprint_of(s, [data_dir / f"{name}.tsv" for name in rows], model)
     model = prepare(model)
 
-    dtype = autocast_dtype() if s["AUTOCAST"] else None
     trainer = _Trainer(
         model=model, train_dataset=data["train"], eval_dataset=data["valid"], processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer), callbacks=[_EpochLine(fingerprint)],
@@ -180,17 +181,17 @@ def fine_tune(settings: dict, stage: str, prepare) -> Path:
             output_dir=str(out / "checkpoints"), num_train_epochs=s["NUM_EPOCHS"], learning_rate=s["LEARNING_RATE"],
             per_device_train_batch_size=s["BATCH_SIZE"], per_device_eval_batch_size=64,
             weight_decay=s["WEIGHT_DECAY"], warmup_steps=s["WARMUP_RATIO"], seed=s["SEED"],
-            train_sampling_strategy="group_by_length", fp16=dtype is torch.float16,
+            train_sampling_strategy="group_by_length", fp16=autocast is torch.float16,
             eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", logging_nan_inf_filter=False,
             save_total_limit=1,
             load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True,
             use_cpu=not torch.cuda.is_available(), average_tokens_across_devices=False, report_to="none",
             dataloader_pin_memory=torch.cuda.is_available()))
-    trainer.train_dtype = dtype
+    trainer.train_dtype = autocast
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Progress)
     print(f"  {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {trainer.args.device}, "
-          f"training steps in {dtype or 'FP32'}, scores in FP32", flush=True)
+          f"training steps in {autocast or 'FP32'}, scores in FP32", flush=True)
     with trainer.args.main_process_first(desc="looking for checkpoints"):
         checkpoint = last_checkpoint(out / "checkpoints", fingerprint)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -208,6 +209,8 @@ def fine_tune(settings: dict, stage: str, prepare) -> Path:
         write_json(scratch / PREPROCESSING, {"cleaning": s["CLEANING"], "steps": PRESETS[s["CLEANING"]],
                                              "max_length": s["MAX_LENGTH"], "labels": list(LABELS)})
         write_json(scratch / "training.json", {"epochs": epochs, "kept_epoch": best["epoch"]})
+        for name, value in (observe(model, rows["valid"], tokenizer.pad_token_id) if observe else {}).items():
+            write_json(scratch / name, value)
         names = publish(scratch)
     record(out, stage, s, [data_dir / f"{name}.tsv" for name in rows], names)
     discarded = (out / "checkpoints").rename(out / ".tmp-checkpoints")  # at once: a kill leaves all of them or none

@@ -26,7 +26,7 @@ from lowbit.machine import machine, versions
 from lowbit.model import BUNDLED, PREPROCESSING, load_pretrained, load_run
 from lowbit.score import score
 from lowbit.stage import run_stage
-from lowbit.train import WEIGHTS, fine_tune
+from lowbit.train import WEIGHTS, autocast_dtype, fine_tune
 
 # ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
 RUN = "bert-mini-id-mlm"        # folder under models/ of the pretrained encoder
@@ -53,7 +53,7 @@ def train_once(cleaning: str, seed: int) -> tuple[Path, dict]:
     folder = run_dir(settings["RUN"])
     if read_manifest(folder).get(STAGE, {}).get("settings") != settings:
         print(f"{cleaning}, seed {seed}")
-        fine_tune(settings, STAGE, lambda model: model)
+        fine_tune(settings, STAGE, lambda model: model, autocast_dtype() if AUTOCAST else None)
     require(folder, STAGE, WEIGHTS, "training.json")
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return folder, next(epoch for epoch in training["epochs"] if epoch["epoch"] == training["kept_epoch"])

@@ -1,0 +1,46 @@
+"""Stage 4 of 4: score the FP16 file on the test split beside FP32: quality, agreement, speed, memory.
+
+Reads   models/<RUN>/model_qat_fp16.onnx    (quantize_onnx_fp16.py), model_qat.onnx (export_to_onnx.py)
+Writes  models/<RUN>/                       results.json, results.csv, classification_report.txt, plots
+Deploy  models/<RUN>/model_qat_fp16.onnx    with tokenizer.json and preprocessing.json
+"""
+from lowbit.artifacts import record, remove_leftovers, require, run_dir, settings_of, shown
+from lowbit.evaluate import agreement_lines, evaluate, table_lines, write_report
+from lowbit.export import ONNX, load_weights
+from lowbit.fake_fp16 import operators, prepare
+from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_run
+from lowbit.stage import run_stage
+from lowbit.train import WEIGHTS
+
+# ---- settings: edit here, or for one run: --threads 1 --------------------------------------------
+RUN = "indobert-qat-fp16-smsa"  # folder under models/ shared by the four stages
+DATA_DIR = "data"               # folder of test.tsv and valid.tsv, from the project's root
+PROVIDER = "CPUExecutionProvider"  # ONNX Runtime execution provider; an absent one is an error
+THREADS = 0                     # threads of each session; 0 = every core
+BATCH_SIZE = 16                 # texts a batch, for throughput and for the dependence on batch-mates
+ROUNDS = 5                      # turns that FP32 and FP16 take when their speed is measured
+RUNS = 30                       # measured runs a turn
+# --------------------------------------------------------------------------------------------------
+
+TRAIN, EXPORT = "fp16_eager/train_qat_fp16.py", "fp16_eager/export_to_onnx.py"
+QUANTIZE, STAGE = "fp16_eager/quantize_onnx_fp16.py", "fp16_eager/eval_onnx_fp16.py"
+FP16 = "model_qat_fp16.onnx"
+
+
+def main(settings):
+    folder = run_dir(RUN)
+    read = (require(folder, QUANTIZE, FP16) + require(folder, EXPORT, ONNX)
+            + require(folder, TRAIN, WEIGHTS, "config.json", PREPROCESSING, *TOKENIZER_FILES))
+    remove_leftovers(folder)
+    model, tokenizer, preprocessing = load_run(folder)
+    load_weights(model, folder / WEIGHTS)
+    prepare(model, operators(settings_of(folder, QUANTIZE)["FP32_OPS"]))
+    result = evaluate(settings, {"FP32": folder / ONNX, "FP16": folder / FP16}, model, tokenizer, preprocessing)
+    print(result["report"]["FP16"])
+    record(folder, STAGE, settings, read, write_report(folder, result, "FP16"))
+    print(*table_lines(result, "FP16"), *agreement_lines(result, "FP16"), sep="\n")
+    print(f"deploy {shown(folder / FP16)}")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

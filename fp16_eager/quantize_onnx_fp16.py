@@ -1,0 +1,107 @@
+"""Stage 3 of 4: turn the exported FP32 graph into FP16, check that it fits, loads and agrees, count its types.
+
+Reads   models/<RUN>/model_qat.onnx         (export_to_onnx.py), model_qat.pth (train_qat_fp16.py)
+        DATA_DIR/valid.tsv                  texts to check ranges and logits on
+Writes  models/<RUN>/model_qat_fp16.onnx    with model_qat_fp16.onnx.data beside it from 2 GB on
+Next    eval_onnx_fp16.py
+"""
+from lowbit.agreement import differing_parameters, stored_parameters
+from lowbit.artifacts import (
+    atomic_folder,
+    file_bytes,
+    publish,
+    record,
+    remove_leftovers,
+    require,
+    resolve,
+    run_dir,
+    settings_of,
+    shown,
+    write_json,
+)
+from lowbit.census import dtype_census, dtype_lines
+from lowbit.data import read_split
+from lowbit.encode import batches, encode, pad
+from lowbit.errors import UserError
+from lowbit.export import CHECKED_SHAPES, ONNX, hostile_inputs, largest_difference, load_weights
+from lowbit.fake_fp16 import operators
+from lowbit.fake_fp16 import prepare as simulate
+from lowbit.fp16 import compare_files, convert, largest_magnitudes, prepare, refuse_overflow, refuse_too_large
+from lowbit.model import load_run
+from lowbit.settings import require as require_setting
+from lowbit.stage import next_command, run_stage
+from lowbit.train import WEIGHTS
+
+# ---- settings: edit here, or for one run: --fp32-ops LayerNormalization,Softmax ------------------
+RUN = "indobert-qat-fp16-smsa"  # folder under models/ shared by the four stages
+DATA_DIR = "data"               # folder of valid.tsv: its texts are what ranges and logits are checked on
+CHECK_TEXTS = 256               # how many of them, spread over the file
+KEEP_IO_TYPES = True            # logits as FP32; False: as FP16. Inputs are integers either way
+FP32_OPS = ""                   # ONNX operators kept in FP32, such as "LayerNormalization,Softmax"; as trained
+CLIP_WEIGHTS = False            # ship weights beyond 65,504 at that limit; False refuses them, by name
+TOLERANCE = 0.02                # largest logit difference to FP32 on the texts that is accepted
+# --------------------------------------------------------------------------------------------------
+
+TRAIN, EXPORT = "fp16_eager/train_qat_fp16.py", "fp16_eager/export_to_onnx.py"
+STAGE = "fp16_eager/quantize_onnx_fp16.py"
+FP16 = "model_qat_fp16.onnx"
+
+
+def checked_batches(tokenizer, preprocessing) -> list[dict]:
+    """CHECK_TEXTS validation texts, length-sorted in batches of 16."""
+    texts, _ = read_split(resolve(DATA_DIR), "valid")
+    rows = encode(texts[:: -(-len(texts) // CHECK_TEXTS)], tokenizer, preprocessing["cleaning"],
+                  preprocessing["max_length"])
+    return [pad([rows[i] for i in group], tokenizer.pad_token_id) for group in batches(rows, 16, sort=True)]
+
+
+def main(settings):
+    folder = run_dir(RUN)
+    fp32_ops = operators(FP32_OPS)
+    require_setting(CHECK_TEXTS > 0, f"CHECK_TEXTS is {CHECK_TEXTS}; it must be above 0")
+    read = require(folder, EXPORT, ONNX) + require(folder, TRAIN, WEIGHTS, "config.json")
+    trained = settings_of(folder, TRAIN)
+    if trained["QAT"] and fp32_ops != operators(trained["FP32_OPS"]):  # what is trained is what ships
+        raise UserError(f"FP32_OPS is {FP32_OPS!r} here but {RUN} was trained with {trained['FP32_OPS']!r}: set it to "
+                        f"that, or train again with --fp32-ops '{FP32_OPS}'")
+    remove_leftovers(folder)
+    model, tokenizer, preprocessing = load_run(folder)
+    load_weights(model, folder / WEIGHTS)
+    texts = checked_batches(tokenizer, preprocessing)
+    hostile = hostile_inputs(model.config.vocab_size, min(128, model.config.max_position_embeddings))
+    with atomic_folder(folder) as scratch:
+        path = scratch / FP16
+        prepared = prepare(folder / ONNX, fp32_ops)
+        refuse_too_large(prepared, CLIP_WEIGHTS)
+        with atomic_folder(scratch) as aside:
+            magnitudes = largest_magnitudes(prepared, aside / FP16, [*texts, *hostile])
+        convert(prepared, path, KEEP_IO_TYPES)
+        refuse_overflow(magnitudes, path)
+        stored = stored_parameters(path)
+        differing = differing_parameters(stored, model)
+        if differing:
+            raise RuntimeError(f"{len(differing)} of {len(stored)} weights differ from the trained ones rounded to "
+                               "FP16: " + ", ".join(differing[:5]))
+        difference = compare_files(folder / ONNX, path, texts, hostile)
+        if difference > TOLERANCE:
+            raise UserError(f"logits differ from FP32 by up to {difference:.2g} on {CHECK_TEXTS} texts, more than "
+                            f"TOLERANCE {TOLERANCE}: keep operators in FP32 (FP32_OPS), or allow it with --tolerance")
+        to_simulation = largest_difference(simulate(model, fp32_ops), path)
+        counted = dtype_census(path)
+        write_json(scratch / "census.json", counted)
+        names = publish(scratch)
+    record(folder, STAGE, settings, read, names)
+    kept = [name for name, tensor in stored.items() if tensor.dtype != "float16"]
+    print(f"  {len(stored) - len(kept)} of {len(stored)} weights are the trained ones in FP16, bit for bit; "
+          f"in FP32 stay {', '.join(kept)}")
+    print(f"  logits differ from FP32 by at most {difference:.1e} on {sum(len(batch['input_ids']) for batch in texts)} "
+          f"texts, from the simulation by {to_simulation:.1e} on {len(CHECKED_SHAPES)} random shapes; finite for a "
+          "fully padded row, masks with holes, 1 token, the longest text, 64 texts")
+    print(*dtype_lines(counted), sep="\n")
+    before, after = file_bytes(folder / ONNX), file_bytes(folder / FP16)
+    print(f"wrote {shown(folder / FP16)}: {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({100 * after / before:.1f} %)")
+    return next_command("fp16_eager/eval_onnx_fp16.py", settings, "RUN", "DATA_DIR")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

@@ -7,21 +7,19 @@ Writes  results/bert_base_int8.json         and models/<RUN>/, about 2 GB, delet
 import multiprocessing
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 
-import numpy as np
 import torch
+from bert_base import make_run, time_shapes
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from lowbit.artifacts import ROOT, resolve, run_dir, shown, write_json
 from lowbit.census import census
-from lowbit.data import LABELS, SPLITS, read_split
+from lowbit.data import LABELS, read_split
 from lowbit.encode import encode
 from lowbit.fake_quant import prepare
 from lowbit.machine import machine, versions
-from lowbit.sessions import Session, full_batches, latency, random_inputs, sorted_batches, throughput
+from lowbit.sessions import Session, full_batches, sorted_batches, throughput
 from lowbit.stage import run_stage
 from lowbit.train import autocast_dtype
 
@@ -37,24 +35,6 @@ KEEP = False                    # keep models/<RUN>
 
 SHAPES = ((1, 32), (1, 128), (16, 64), (16, 128))
 STEP_SHAPE = (16, 64)
-
-
-def make_run(folder):
-    """Stages 1 to 3 on random weights of IndoBERT's shape and a handful of texts."""
-    encoder, data = folder / "encoder", folder / "data"
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(resolve(INDOBERT_DIR))
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(encoder)
-    AutoTokenizer.from_pretrained(resolve(INDOBERT_DIR)).save_pretrained(encoder)
-    data.mkdir()
-    for split in SPLITS:
-        texts, labels = read_split(resolve(DATA_DIR), split)
-        some = slice(None, None, len(texts) // 32)  # the files are sorted by label in places
-        rows = [f"{text}\t{LABELS[label]}\n" for text, label in zip(texts[some], labels[some], strict=True)]
-        (data / f"{split}.tsv").write_text("".join(rows), encoding="utf-8")
-    for stage in (["train_qat_int8.py", "--model-name", encoder, "--data-dir", data, "--num-epochs", "1"],
-                  ["export_to_onnx.py"], ["quantize_onnx_int8.py"]):
-        subprocess.run([sys.executable, ROOT / "int8_eager" / stage[0], "--run", RUN, *stage[1:]], check=True)
 
 
 def step_worker(pipe, config_dir, qat: bool, autocast: bool) -> None:
@@ -104,25 +84,21 @@ def measure_steps(autocast: bool) -> dict:
 def main(settings):
     folder = run_dir(RUN)
     shutil.rmtree(folder, ignore_errors=True)
-    make_run(folder)
+    data = ("--data-dir", folder / "data")
+    make_run(folder, resolve(INDOBERT_DIR), resolve(DATA_DIR), [
+        ("int8_eager/train_qat_int8.py", ("--model-name", folder / "encoder", *data, "--num-epochs", "1")),
+        ("int8_eager/export_to_onnx.py", ()), ("int8_eager/quantize_onnx_int8.py", ())])
     files = {"FP32": folder / "model_qat.onnx", "INT8": folder / "model_qat_int8.onnx"}
     size = {name: path.stat().st_size / 1e6 for name, path in files.items()}
     result = {"machine": machine(), "versions": versions(), "settings": settings, "size_mb": size,
-              "size_ratio": size["INT8"] / size["FP32"], "census": census(files["INT8"]), "latency": {}}
+              "size_ratio": size["INT8"] / size["FP32"], "census": census(files["INT8"])}
     print(f"  {size['FP32']:.1f} MB -> {size['INT8']:.1f} MB ({100 * result['size_ratio']:.1f} %)")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = encode(read_split(resolve(DATA_DIR), "test")[0], tokenizer, "minimal", 128)
     with Session(files["FP32"], "CPUExecutionProvider", 0) as fp32, \
             Session(files["INT8"], "CPUExecutionProvider", 0) as int8:
         sessions = {"FP32": fp32, "INT8": int8}
-        for batch, length in SHAPES:
-            timed = latency(sessions, random_inputs(len(tokenizer), batch, length, RUNS), ROUNDS)
-            ratios = np.divide(timed["FP32"]["round_medians_ms"], timed["INT8"]["round_medians_ms"])
-            timed |= {"speed_up": timed["FP32"]["p50_ms"] / timed["INT8"]["p50_ms"], "round_ratios": ratios.tolist()}
-            result["latency"][f"{batch}x{length}"] = timed
-            print(f"  {batch:2} x {length:3} tokens: FP32 {timed['FP32']['p50_ms']:7.1f} ms, INT8 "
-                  f"{timed['INT8']['p50_ms']:6.1f} ms, {timed['speed_up']:.2f}x "
-                  f"({min(ratios):.2f} to {max(ratios):.2f} by round)", flush=True)
+        result["latency"] = time_shapes(sessions, "INT8", SHAPES, len(tokenizer), ROUNDS, RUNS)
         # the same INT8 file, fed two ways in turns
         rates = throughput({"sorted": int8, "padded": int8}, {
             "sorted": sorted_batches(rows, tokenizer.pad_token_id, 16),

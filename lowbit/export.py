@@ -1,6 +1,7 @@
 """From a trained run to a clean FP32 ONNX graph that is shown to agree with PyTorch."""
 
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -119,13 +120,17 @@ def export(model: torch.nn.Module, path: Path, opset: int) -> None:
     inputs = {name: torch.from_numpy(value)
               for name, value in sample_inputs(model.config.vocab_size, 2, 16, 4, 0).items()}
     axes = {0: "batch", 1: "sequence"}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), atomic_folder(path.parent) as aside:
         warnings.simplefilter("ignore")  # TracerWarnings on shapes that largest_difference proves dynamic
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         # the TorchScript exporter: the other one leaves Dropout nodes and stale shapes that stop the quantizer
-        torch.onnx.export(wrapper, tuple(inputs.values()), str(path), dynamo=False, opset_version=opset,
+        torch.onnx.export(wrapper, tuple(inputs.values()), str(aside / path.name), dynamo=False, opset_version=opset,
                           input_names=list(INPUT_NAMES), output_names=["logits"],
                           dynamic_axes={**dict.fromkeys(INPUT_NAMES, axes), "logits": {0: "batch"}})
+        if len(list(aside.iterdir())) == 1:
+            os.replace(aside / path.name, path)
+        else:  # beyond 2 GB it writes every weight to a file of its own
+            save_onnx(onnx.load(aside / path.name), path)
     model.eval()  # torch.onnx.export restores the wrapper's own flag on the way out
     graph = onnx.load(path, load_external_data=False).graph
     left = sorted({node.op_type for node in graph.node} & TRAINING_OPS)

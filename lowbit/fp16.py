@@ -17,7 +17,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from lowbit.artifacts import shown
+from lowbit.artifacts import external_data, shown
 from lowbit.errors import UserError
 from lowbit.export import save_onnx
 from lowbit.fake_fp16 import FP16_MAX, MASKED
@@ -100,11 +100,12 @@ def _bring_in_range(result: Prepared) -> None:
         if values.size == 1 and values.item() < -FP16_MAX:
             values = np.full_like(values, MASKED)
             result.masks += 1
-        elif values.size and not np.abs(values).max() <= FP16_MAX:
-            result.too_large.append((f"{name} ({halved[0].name})", float(np.abs(values).max()), halved[0].op_type))
-        with np.errstate(over="ignore"):
-            rounded = np.clip(values, -FP16_MAX, FP16_MAX).astype(np.float16).astype(np.float32)
-        tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+        largest = max(values.max(), -values.min()) if values.size else 0.0
+        if not largest <= FP16_MAX:
+            result.too_large.append((f"{name} ({halved[0].name})", float(largest), halved[0].op_type))
+            values = np.clip(values, -FP16_MAX, FP16_MAX)
+        tensor.ClearField("float_data")
+        tensor.raw_data = values.astype(np.float16).astype(np.float32).tobytes()
 
 
 def convert(prepared: Prepared, target: Path, keep_io_types: bool) -> None:
@@ -168,6 +169,8 @@ def largest_magnitudes(prepared: Prepared, path: Path, inputs: list[dict]) -> di
         graph.node.add().CopyFrom(helper.make_node("ReduceMax", [f"{name}:abs"], [f"{name}:max"], keepdims=0))
         graph.output.add().CopyFrom(helper.make_tensor_value_info(f"{name}:max", TensorProto.FLOAT, []))
     save_onnx(prepared.model, path)
+    if external_data(path).exists():
+        load_external_data_for_model(prepared.model, str(path.parent))  # the weights went there
     del graph.node[nodes:], graph.output[outputs:]
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [f"{name}:max" for name in watched]

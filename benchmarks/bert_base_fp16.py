@@ -1,0 +1,58 @@
+"""Benchmark: the FP16 pipeline at IndoBERT-base's size, random weights: file size, types, time beside FP32.
+
+Reads   INDOBERT_DIR/                       IndoBERT's config.json and tokenizer (no weights are needed)
+        DATA_DIR/{train,valid,test}.tsv
+Writes  results/bert_base_fp16.json         and models/<RUN>/, about 2 GB, deleted unless --keep
+"""
+import shutil
+
+from bert_base import make_run, time_shapes
+from transformers import AutoTokenizer
+
+from lowbit.artifacts import ROOT, file_bytes, resolve, run_dir, shown, write_json
+from lowbit.census import dtype_census, dtype_lines
+from lowbit.machine import machine, versions
+from lowbit.sessions import Session
+from lowbit.stage import run_stage
+
+# ---- settings: edit here, or for one run: --rounds 3 ---------------------------------------------
+INDOBERT_DIR = "../shared/data/indobert"  # folder of IndoBERT's config.json and tokenizer.json
+DATA_DIR = "../shared/data/smsa"  # folder of train.tsv, valid.tsv, test.tsv
+RUN = "bench-bert-base-fp16"    # folder under models/
+PROVIDER = "CPUExecutionProvider"  # ONNX Runtime execution provider; an absent one is an error
+ROUNDS = 8                      # turns that the processes take
+RUNS = 10                       # measured batches a turn and shape
+KEEP = False                    # keep models/<RUN>
+# --------------------------------------------------------------------------------------------------
+
+SHAPES = ((1, 32), (1, 128), (16, 64), (16, 128))
+
+
+def main(settings):
+    folder = run_dir(RUN)
+    shutil.rmtree(folder, ignore_errors=True)
+    data = ("--data-dir", folder / "data")
+    make_run(folder, resolve(INDOBERT_DIR), resolve(DATA_DIR), [
+        ("fp16_eager/train_qat_fp16.py", ("--model-name", folder / "encoder", *data, "--num-epochs", "1")),
+        ("fp16_eager/export_to_onnx.py", ()), ("fp16_eager/quantize_onnx_fp16.py", data)])
+    files = {"FP32": folder / "model_qat.onnx", "FP16": folder / "model_qat_fp16.onnx"}
+    size = {name: file_bytes(path) / 1e6 for name, path in files.items()}
+    counted = dtype_census(files["FP16"])
+    print(f"  {size['FP32']:.1f} MB -> {size['FP16']:.1f} MB ({100 * size['FP16'] / size['FP32']:.2f} %)")
+    print(*dtype_lines(counted), sep="\n")
+    with Session(files["FP32"], PROVIDER, 0) as fp32, Session(files["FP16"], PROVIDER, 0) as fp16:
+        sessions = {"FP32": fp32, "FP16": fp16}
+        timed = time_shapes(sessions, "FP16", SHAPES, len(AutoTokenizer.from_pretrained(folder)), ROUNDS, RUNS)
+        memory = {name: session.peak_memory_mb() for name, session in sessions.items()}
+    print(f"  peak memory: FP32 {memory['FP32']:.0f} MB, FP16 {memory['FP16']:.0f} MB")
+    out = ROOT / "results" / "bert_base_fp16.json"
+    write_json(out, {"machine": machine(), "versions": versions(), "settings": settings, "size_mb": size,
+                     "size_ratio": size["FP16"] / size["FP32"], "census": counted, "latency": timed,
+                     "peak_memory_mb": memory})
+    if not KEEP:
+        shutil.rmtree(folder)
+    print(f"wrote {shown(out)}")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

@@ -51,12 +51,11 @@ def compare(truth: list[int], logits: np.ndarray, reference: np.ndarray) -> dict
     won = int(((theirs != truth) & (ours == truth)).sum())
     both = int(((theirs == truth) & (ours == truth)).sum())
     p = float(mcnemar([[both, lost], [won, len(truth) - both - lost - won]], exact=True).pvalue)
-    return {"texts": len(truth), "flips": int((ours != theirs).sum()), "lost": lost, "won": won, "mcnemar_p": p,
-            **difference(logits, reference)}
+    return {**difference(logits, reference), "lost": lost, "won": won, "mcnemar_p": p}
 
 
 def difference(logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Median and largest absolute logit difference, and the share of equal labels."""
-    gap = np.abs(logits - reference)
-    return {"same_label": float((logits.argmax(-1) == reference.argmax(-1)).mean()),
+    """How many of the texts change their label, the share that does not, median and largest logit difference."""
+    gap, equal = np.abs(logits - reference), logits.argmax(-1) == reference.argmax(-1)
+    return {"texts": len(equal), "flips": int((~equal).sum()), "same_label": float(equal.mean()),
             "median_logit_difference": float(np.median(gap)), "max_logit_difference": float(gap.max())}

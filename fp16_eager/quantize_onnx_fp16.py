@@ -87,13 +87,13 @@ def main(settings):
             raise UserError(f"logits differ from FP32 by up to {difference:.2g} on {CHECK_TEXTS} texts, more than "
                             f"TOLERANCE {TOLERANCE}: keep operators in FP32 (FP32_OPS), or allow it with --tolerance")
         to_simulation = largest_difference(simulate(model, fp32_ops), path)
-        counted = dtype_census(path)
+        kept = [name for name, tensor in stored.items() if tensor.dtype != "float16"]
+        counted = {"fp32_weights": kept, **dtype_census(path)}
         write_json(scratch / "census.json", counted)
         names = publish(scratch)
     record(folder, STAGE, settings, read, names)
-    kept = [name for name, tensor in stored.items() if tensor.dtype != "float16"]
     print(f"  {len(stored) - len(kept)} of {len(stored)} weights are the trained ones in FP16, bit for bit; "
-          f"in FP32 stay {', '.join(kept)}")
+          f"in FP32 {len(kept)}: {', '.join(kept[:6])}{' … (census.json)' * (len(kept) > 6)}")
     print(f"  logits differ from FP32 by at most {difference:.1e} on {sum(len(batch['input_ids']) for batch in texts)} "
           f"texts, from the simulation by {to_simulation:.1e} on {len(CHECKED_SHAPES)} random shapes; finite for a "
           "fully padded row, masks with holes, 1 token, the longest text, 64 texts")

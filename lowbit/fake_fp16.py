@@ -40,7 +40,7 @@ def operators(names: str) -> frozenset[str]:
 
 @dataclass
 class Seen:
-    """What one tensor held: its largest magnitude, and how many of its values FP16 turned to infinity or to zero."""
+    """What one tensor held: its largest finite magnitude, how many values FP16 turned to infinity and to zero."""
 
     largest: float = 0.0
     values: int = 0
@@ -48,7 +48,7 @@ class Seen:
     underflow: int = 0
 
     def add(self, x: torch.Tensor, rounded: torch.Tensor) -> None:
-        self.largest = max(self.largest, float(x.abs().max().nan_to_num(torch.inf)))
+        self.largest = max(self.largest, float(x.abs().nan_to_num(0, posinf=0).max()))
         self.values += x.numel()
         self.overflow += int((~rounded.isfinite()).sum())
         self.underflow += int(((rounded == 0) & (x != 0)).sum())

@@ -23,6 +23,7 @@ from lowbit.export import save_onnx
 from lowbit.fake_fp16 import FP16_MAX, MASKED
 
 FP16_MIN = 5.96e-8  # smallest positive value, rounded down
+MASK_FILL = -1e6  # a lone constant below is what a mask adds: -3.4e38, -1e9 or -infinity, by exporter and attention
 TO_FP16 = "_cast_to_fp16_node"  # how the converter names the Cast behind an operator kept in FP32
 
 
@@ -34,7 +35,6 @@ class Prepared:
     fp32_ops: frozenset[str]
     fp32_nodes: list[str] = field(default_factory=list)  # names of the nodes kept in FP32 beside fp32_ops
     too_large: list[tuple[str, float, str]] = field(default_factory=list)  # weight, its magnitude, its operator
-    masks: int = 0  # constants brought to MASKED
 
 
 def prepare(source: Path, fp32_ops: frozenset[str]) -> Prepared:
@@ -97,9 +97,8 @@ def _bring_in_range(result: Prepared) -> None:
         if tensor.data_type != TensorProto.FLOAT or not halved:
             continue
         values = numpy_helper.to_array(tensor)
-        if values.size == 1 and values.item() < -FP16_MAX:
+        if values.size == 1 and values.item() < MASK_FILL:
             values = np.full_like(values, MASKED)
-            result.masks += 1
         largest = max(values.max(), -values.min()) if values.size else 0.0
         if not largest <= FP16_MAX:
             result.too_large.append((f"{name} ({halved[0].name})", float(largest), halved[0].op_type))

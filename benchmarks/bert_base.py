@@ -1,7 +1,10 @@
-"""What the benchmarks at IndoBERT-base's size share: a run made by the stages on random weights, and its latencies."""
+"""What the benchmarks at IndoBERT-base's size share: a run made on random weights, latencies, training steps."""
 
+import multiprocessing
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from lowbit.artifacts import ROOT
 from lowbit.data import LABELS, SPLITS, read_split
 from lowbit.sessions import Session, latency, random_inputs
+
+STEP_SHAPE = (16, 64)
 
 
 def make_run(folder: Path, indobert: Path, smsa: Path, stages: list[tuple[str, tuple]]) -> None:
@@ -44,3 +49,53 @@ def time_shapes(sessions: dict[str, Session], low: str, shapes, vocab_size: int,
               f"{timed[low]['p50_ms']:6.1f} ms, {timed['speed_up']:.3f}x "
               f"({min(ratios):.3f} to {max(ratios):.3f} by round)", flush=True)
     return result
+
+
+def step_worker(pipe, config_dir: Path, prepare, autocast: bool) -> None:
+    """A process that times training steps of prepare(model): forward, backward, AdamW, on random ids [16, 64]."""
+    torch.manual_seed(0)
+    model = prepare(AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(config_dir))).train()
+    optimiser = torch.optim.AdamW(model.parameters(), 2e-5, fused=True)
+    ids = torch.randint(5, 30_000, STEP_SHAPE)
+    labels = torch.randint(0, len(LABELS), STEP_SHAPE[:1])
+    while (steps := pipe.recv()) is not None:
+        seconds = []
+        for _ in range(steps + 1):  # the first of a turn warms up
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            seconds.append(time.perf_counter() - start)
+        pipe.send(seconds[1:])
+
+
+def unchanged(model):
+    """The plain model."""
+    return model
+
+
+def measure_steps(config_dir: Path, prepare, autocast: bool, rounds: int, count: int) -> dict:
+    """Median seconds of a plain step and of one of prepare(model), two processes taking turns, and their ratio."""
+    context = multiprocessing.get_context("spawn")
+    workers = {}
+    for name, prepared in (("plain", unchanged), ("qat", prepare)):
+        ours, theirs = context.Pipe()
+        workers[name] = ours, context.Process(target=step_worker, args=(theirs, config_dir, prepared, autocast))
+        workers[name][1].start()
+    seconds = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, (pipe, _) in workers.items():
+            pipe.send(count)
+            seconds[name].append(pipe.recv())
+    for pipe, process in workers.values():
+        pipe.send(None)
+        process.join()
+    medians = {f"{name}_seconds": statistics.median(sum(rows, [])) for name, rows in seconds.items()}
+    ratios = [statistics.median(qat) / statistics.median(plain)
+              for qat, plain in zip(seconds["qat"], seconds["plain"], strict=True)]
+    ratio = medians["qat_seconds"] / medians["plain_seconds"]
+    print(f"  training step 16 x 64 in {'bf16' if autocast else 'fp32'}: plain {medians['plain_seconds']:.2f} s, QAT "
+          f"{medians['qat_seconds']:.2f} s, {ratio:.2f}x ({min(ratios):.2f} to {max(ratios):.2f} by round)", flush=True)
+    return {**medians, "ratio": ratio, "round_ratios": ratios}

@@ -1,4 +1,4 @@
-"""Benchmark: the FP16 pipeline at IndoBERT-base's size, random weights: file size, types, time beside FP32.
+"""Benchmark: the FP16 pipeline at IndoBERT-base's size, random weights: file size, types, time, training step.
 
 Reads   INDOBERT_DIR/                       IndoBERT's config.json and tokenizer (no weights are needed)
         DATA_DIR/{train,valid,test}.tsv
@@ -6,11 +6,12 @@ Writes  results/bert_base_fp16.json         and models/<RUN>/, about 2 GB, delet
 """
 import shutil
 
-from bert_base import make_run, time_shapes
+from bert_base import make_run, measure_steps, time_shapes
 from transformers import AutoTokenizer
 
 from lowbit.artifacts import ROOT, file_bytes, resolve, run_dir, shown, write_json
 from lowbit.census import dtype_census, dtype_lines
+from lowbit.fake_fp16 import prepare
 from lowbit.machine import machine, versions
 from lowbit.sessions import Session
 from lowbit.stage import run_stage
@@ -22,10 +23,16 @@ RUN = "bench-bert-base-fp16"    # folder under models/
 PROVIDER = "CPUExecutionProvider"  # ONNX Runtime execution provider; an absent one is an error
 ROUNDS = 8                      # turns that the processes take
 RUNS = 10                       # measured batches a turn and shape
+STEPS = 2                       # measured training steps a turn
 KEEP = False                    # keep models/<RUN>
 # --------------------------------------------------------------------------------------------------
 
-SHAPES = ((1, 32), (1, 128), (16, 64), (16, 128))
+SHAPES = ((1, 32), (1, 128), (16, 64))
+
+
+def simulate(model):
+    """The model that train_qat_fp16.py trains by default."""
+    return prepare(model, frozenset())
 
 
 def main(settings):
@@ -45,10 +52,11 @@ def main(settings):
         timed = time_shapes(sessions, "FP16", SHAPES, len(AutoTokenizer.from_pretrained(folder)), ROUNDS, RUNS)
         memory = {name: session.peak_memory_mb() for name, session in sessions.items()}
     print(f"  peak memory: FP32 {memory['FP32']:.0f} MB, FP16 {memory['FP16']:.0f} MB")
+    step = measure_steps(resolve(INDOBERT_DIR), simulate, False, ROUNDS // 2, STEPS)
     out = ROOT / "results" / "bert_base_fp16.json"
     write_json(out, {"machine": machine(), "versions": versions(), "settings": settings, "size_mb": size,
                      "size_ratio": size["FP16"] / size["FP32"], "census": counted, "latency": timed,
-                     "peak_memory_mb": memory})
+                     "peak_memory_mb": memory, "training_step_fp32": step})
     if not KEEP:
         shutil.rmtree(folder)
     print(f"wrote {shown(out)}")

@@ -4,18 +4,15 @@ Reads   INDOBERT_DIR/                       IndoBERT's config.json and tokenizer
         DATA_DIR/{train,valid,test}.tsv
 Writes  results/bert_base_int8.json         and models/<RUN>/, about 2 GB, deleted unless --keep
 """
-import multiprocessing
 import shutil
-import statistics
-import time
 
 import torch
-from bert_base import make_run, time_shapes
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from bert_base import make_run, measure_steps, time_shapes
+from transformers import AutoTokenizer
 
 from lowbit.artifacts import ROOT, resolve, run_dir, shown, write_json
 from lowbit.census import census
-from lowbit.data import LABELS, read_split
+from lowbit.data import read_split
 from lowbit.encode import encode
 from lowbit.fake_quant import prepare
 from lowbit.machine import machine, versions
@@ -34,51 +31,11 @@ KEEP = False                    # keep models/<RUN>
 # --------------------------------------------------------------------------------------------------
 
 SHAPES = ((1, 32), (1, 128), (16, 64), (16, 128))
-STEP_SHAPE = (16, 64)
 
 
-def step_worker(pipe, config_dir, qat: bool, autocast: bool) -> None:
-    """A process that times training steps: forward, backward, AdamW, on random ids [16, 64]."""
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(config_dir)).train()
-    if qat:
-        prepare(model, per_channel=False, quantize_embeddings=True, reduce_range=False)
-    optimiser = torch.optim.AdamW(model.parameters(), 2e-5, fused=True)
-    ids = torch.randint(5, 30_000, STEP_SHAPE)
-    labels = torch.randint(0, len(LABELS), STEP_SHAPE[:1])
-    while (steps := pipe.recv()) is not None:
-        seconds = []
-        for _ in range(steps + 1):  # the first of a turn warms up
-            start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
-            loss.backward()
-            optimiser.step()
-            optimiser.zero_grad()
-            seconds.append(time.perf_counter() - start)
-        pipe.send(seconds[1:])
-
-
-def measure_steps(autocast: bool) -> dict:
-    """Median seconds of a plain and a QAT step, two processes taking turns, and their ratio."""
-    context = multiprocessing.get_context("spawn")
-    workers = {}
-    for name, qat in (("plain", False), ("qat", True)):
-        ours, theirs = context.Pipe()
-        workers[name] = ours, context.Process(target=step_worker, args=(theirs, resolve(INDOBERT_DIR), qat, autocast))
-        workers[name][1].start()
-    seconds = {name: [] for name in workers}
-    for _ in range(ROUNDS):
-        for name, (pipe, _) in workers.items():
-            pipe.send(STEPS)
-            seconds[name].append(pipe.recv())
-    for pipe, process in workers.values():
-        pipe.send(None)
-        process.join()
-    medians = {f"{name}_seconds": statistics.median(sum(rows, [])) for name, rows in seconds.items()}
-    ratios = [statistics.median(qat) / statistics.median(plain)
-              for qat, plain in zip(seconds["qat"], seconds["plain"], strict=True)]
-    return {**medians, "ratio": medians["qat_seconds"] / medians["plain_seconds"], "round_ratios": ratios}
+def simulate(model):
+    """The model that train_qat_int8.py trains by default."""
+    return prepare(model, per_channel=False, quantize_embeddings=True, reduce_range=False)
 
 
 def main(settings):
@@ -107,10 +64,7 @@ def main(settings):
     print(f"  SMSA test: {rates['sorted']:.0f} texts/s length-sorted, {rates['padded']:.0f} padded to 128: "
           f"{rates['sorted'] / rates['padded']:.2f}x")
     for name, autocast in (("fp32", False), ("bf16", True))[: 1 + (autocast_dtype() is torch.bfloat16)]:
-        result[f"training_step_{name}"] = step = measure_steps(autocast)
-        print(f"  training step 16 x 64 in {name}: plain {step['plain_seconds']:.2f} s, QAT "
-              f"{step['qat_seconds']:.2f} s, {step['ratio']:.2f}x "
-              f"({min(step['round_ratios']):.2f} to {max(step['round_ratios']):.2f} by round)", flush=True)
+        result[f"training_step_{name}"] = measure_steps(resolve(INDOBERT_DIR), simulate, autocast, ROUNDS, STEPS)
     out = ROOT / "results" / "bert_base_int8.json"
     write_json(out, result)
     if not KEEP:

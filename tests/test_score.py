@@ -48,9 +48,10 @@ def test_accuracy_and_macro_f1_follow_their_definitions(rows):
 
 
 def test_difference_of_logits_is_absolute():
-    """Median and largest over all entries."""
-    found = difference(np.array([[0.0, 1.0, 2.0]]), np.array([[0.5, 1.0, 4.0]]))
-    assert found == {"same_label": 1.0, "median_logit_difference": 0.5, "max_logit_difference": 2.0}
+    """Median and largest over all entries; labels are counted beside them."""
+    found = difference(np.array([[0.0, 1.0, 2.0], [2.0, 1.0, 0.0]]), np.array([[0.5, 1.0, 4.0], [0.0, 1.0, 0.0]]))
+    assert found == {"texts": 2, "flips": 1, "same_label": 0.5, "median_logit_difference": 0.25,
+                     "max_logit_difference": 2.0}
 
 
 def test_report_names_every_label_even_unseen():

@@ -136,13 +136,13 @@ AttentionMaskInterface.register(ATTENTION, eager_mask)
 def prepare(model: nn.Module, fp32_ops: frozenset[str]) -> nn.Module:
     """Give `model` the forward of its FP16 graph, in place, ONNX operators `fp32_ops` kept in FP32; returns `model`.
 
-    Parameters, buffers and state-dict keys stay those of the FP32 model.
+    A model may be prepared again, with other operators. Parameters, buffers and state-dict keys stay as they were.
     """
     simulated = {nn.Linear: Fp16Linear, nn.LayerNorm: Fp16LayerNorm, nn.Embedding: Fp16Embedding}
     for module in model.modules():
         module.__class__ = simulated.get(type(module), type(module))
         module.fp32_ops, module.watch = fp32_ops, None
-    linears = [module for module in model.modules() if isinstance(module, Fp16Linear)]
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     linears[-1].__class__ = Fp16Head
     model.set_attn_implementation(ATTENTION)
     return model

@@ -116,8 +116,11 @@ def test_simulation_moves_logits_a_little_and_only_where_it_is_on(model):
     assert torch.allclose(prepare(model, EVERYTHING)(ids).logits, plain, atol=1e-5)
     simulated = prepare(model, NONE)(ids).logits
     assert 1e-4 < (simulated - plain).abs().max() < 0.02
-    for name in ("MatMul", "LayerNormalization", "Softmax", "Gather", "Gemm"):
+    for name in ("MatMul", "LayerNormalization", "Gather", "Gemm"):
         assert not torch.equal(prepare(model, frozenset({name}))(ids).logits, simulated), name
+    # softmax has no weights: what it takes and gives is FP16 as long as its neighbours are
+    assert torch.equal(prepare(model, frozenset({"Softmax"}))(ids).logits, simulated)
+    assert not torch.equal(prepare(model, frozenset({"Softmax", "Add"}))(ids).logits, simulated)
     assert torch.equal(prepare(model, NONE)(ids).logits, simulated)
 
 

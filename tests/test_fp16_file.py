@@ -515,9 +515,9 @@ def test_damaged_artifact_is_refused(run, fp16_flags, name, maker, stage, damage
     assert f"python fp16_eager/{maker} --run {other}" in done.error
 
 
-@pytest.mark.parametrize("moment", [".tmp-*", ".tmp-*/.tmp-*", ".tmp-*/*.onnx", ".tmp-*/census.json"])
+@pytest.mark.parametrize("moment", [".tmp-*", ".tmp-*/.tmp-*", ".tmp-*/*.onnx", ".tmp-*/census.json", FILE])
 def test_killed_conversion_is_finished_by_the_same_command(run, fp16_flags, moment):
-    """Killed while there was no file yet: stage 4 refuses, the same command ends well, nothing is left over."""
+    """Stage 4 refuses what was not recorded; the same command ends well, nothing is left over."""
     other = copy_of(run)
     folder, manifest = run_folder(other), run_folder(other) / "manifest.json"
     records = json.loads(manifest.read_text())
@@ -526,9 +526,9 @@ def test_killed_conversion_is_finished_by_the_same_command(run, fp16_flags, mome
             (folder / name).unlink()
     manifest.write_text(json.dumps(records))
     killed = run_fp16(QUANTIZE, other, *fp16_flags[QUANTIZE], kill_when=lambda: any(folder.glob(moment)))
-    assert killed.returncode == -signal.SIGKILL
-    assert not (folder / FILE).exists()
-    assert run_fp16(EVALUATE, other, *fp16_flags[EVALUATE]).returncode == 2
+    recorded = f"fp16_eager/{QUANTIZE}" in json.loads(manifest.read_text())
+    assert killed.returncode == -signal.SIGKILL or recorded
+    assert run_fp16(EVALUATE, other, *fp16_flags[EVALUATE]).returncode == (0 if recorded else 2)
     for stage in (QUANTIZE, EVALUATE):
         done = run_fp16(stage, other, *fp16_flags[stage])
         assert done.returncode == 0, done.stderr

@@ -515,6 +515,21 @@ def test_damaged_artifact_is_refused(run, fp16_flags, name, maker, stage, damage
     assert f"python fp16_eager/{maker} --run {other}" in done.error
 
 
+def test_killed_training_goes_on_from_its_checkpoint(run, fp16_flags):
+    """Killed after the first epoch: the same command ends with the weights and ranges of an undisturbed run."""
+    other = new_run()
+    folder, flags = run_folder(other), fp16_flags[TRAIN]
+    killed = run_fp16(TRAIN, other, *flags, kill_when=lambda: any(folder.glob("checkpoints/*/complete.json")))
+    assert killed.returncode == -signal.SIGKILL
+    assert run_fp16(EXPORT, other).returncode == 2
+    done = run_fp16(TRAIN, other, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stdout
+    one, two = (torch.load(run_folder(name) / "model_qat.pth", weights_only=True) for name in (run, other))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert (folder / "fp16_ranges.json").read_text() == (run_folder(run) / "fp16_ranges.json").read_text()
+
+
 @pytest.mark.parametrize("moment", [".tmp-*", ".tmp-*/.tmp-*", ".tmp-*/*.onnx", ".tmp-*/census.json", FILE])
 def test_killed_conversion_is_finished_by_the_same_command(run, fp16_flags, moment):
     """Stage 4 refuses what was not recorded; the same command ends well, nothing is left over."""

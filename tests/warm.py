@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import sys
 
 import cpuinfo
@@ -29,6 +30,7 @@ def become_script(request: dict) -> None:
         opened = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(opened, descriptor)
         os.close(opened)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background inherits it ignored
     os.chdir(request["cwd"])
     script = request["argv"][0]
     sys.argv = request["argv"]

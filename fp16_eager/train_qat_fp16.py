@@ -36,7 +36,7 @@ def main(settings):
     fp32_ops = operators(FP32_OPS)
     torch.backends.cuda.matmul.allow_tf32 = AUTOCAST  # BF16 would lose 3 of the 11 bits that FP16 keeps
 
-    def simulate(model):
+    def simulate(model, _):
         if QAT:
             refuse_overflow(ranges(prepare(model, fp32_ops), *random_rows(model)), MODEL_NAME)
         return model

@@ -4,10 +4,13 @@ Reads   models/<RUN>/model_qat_int8.onnx    (quantize_onnx_int8.py), model_qat.o
 Writes  models/<RUN>/                       results.json, results.csv, classification_report.txt, plots
 Deploy  models/<RUN>/model_qat_int8.onnx    with tokenizer.json and preprocessing.json
 """
+import json
+
 from lowbit.artifacts import record, remove_leftovers, require, run_dir, settings_of, shown
+from lowbit.census import openvino_kernels, openvino_lines
 from lowbit.evaluate import agreement_lines, evaluate, table_lines, write_report
 from lowbit.export import ONNX, load_weights
-from lowbit.fake_quant import prepare
+from lowbit.int8 import is_learned, prepare
 from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_run
 from lowbit.stage import run_stage
 from lowbit.train import WEIGHTS
@@ -15,6 +18,7 @@ from lowbit.train import WEIGHTS
 # ---- settings: edit here, or for one run: --threads 1 --------------------------------------------
 RUN = "indobert-qat-int8-smsa"  # folder under models/ shared by the four stages
 DATA_DIR = "data"               # folder of test.tsv and valid.tsv, from the project's root
+RUNTIME = "onnxruntime"         # onnxruntime, or openvino (CPU; pip install -r requirements-openvino.txt)
 PROVIDER = "CPUExecutionProvider"  # ONNX Runtime execution provider; an absent one is an error
 THREADS = 0                     # threads of each session; 0 = every core
 BATCH_SIZE = 16                 # texts a batch, for throughput and for the dependence on batch-mates
@@ -24,21 +28,26 @@ RUNS = 30                       # measured runs a turn
 
 TRAIN, EXPORT = "int8_eager/train_qat_int8.py", "int8_eager/export_to_onnx.py"
 QUANTIZE, STAGE = "int8_eager/quantize_onnx_int8.py", "int8_eager/eval_onnx_int8.py"
-INT8 = "model_qat_int8.onnx"
+INT8, RANGES = "model_qat_int8.onnx", "activation_ranges.json"
 
 
 def main(settings):
     folder = run_dir(RUN)
     read = (require(folder, QUANTIZE, INT8) + require(folder, EXPORT, ONNX)
             + require(folder, TRAIN, WEIGHTS, "config.json", PREPROCESSING, *TOKENIZER_FILES))
+    quantized = settings_of(folder, QUANTIZE)
+    learned = is_learned(quantized)
+    read += require(folder, TRAIN, RANGES) if learned else []
+    ranges = json.loads((folder / RANGES).read_text(encoding="utf-8")) if learned else None
     remove_leftovers(folder)
     model, tokenizer, preprocessing = load_run(folder)
-    load_weights(model, folder / WEIGHTS)
-    quantized = settings_of(folder, QUANTIZE)
-    prepare(model, quantized["PER_CHANNEL"], quantized["QUANTIZE_EMBEDDINGS"], quantized["REDUCE_RANGE"])
+    load_weights(prepare(model, quantized), folder / WEIGHTS)
     result = evaluate(settings, {"FP32": folder / ONNX, "INT8": folder / INT8}, model, tokenizer, preprocessing)
     print(result["report"]["INT8"])
-    record(folder, STAGE, settings, read, write_report(folder, result, "INT8"))
+    if RUNTIME == "openvino":
+        result["openvino_kernels"] = openvino_kernels(folder / INT8)
+        print(*openvino_lines(result["openvino_kernels"]), sep="\n")
+    record(folder, STAGE, settings, read, write_report(folder, result, "INT8", ranges))
     print(*table_lines(result, "INT8"), *agreement_lines(result, "INT8"), sep="\n")
     print(f"deploy {shown(folder / INT8)}")
 

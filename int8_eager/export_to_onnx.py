@@ -6,6 +6,7 @@ Next    quantize_onnx_int8.py
 """
 from lowbit.artifacts import settings_of
 from lowbit.export import export_run
+from lowbit.int8 import ARITHMETIC
 from lowbit.stage import next_command, run_stage
 
 # ---- settings: edit here, or for one run: --opset 18 ---------------------------------------------
@@ -19,8 +20,7 @@ TRAIN, STAGE = "int8_eager/train_qat_int8.py", "int8_eager/export_to_onnx.py"
 def main(settings):
     folder = export_run(settings, STAGE, TRAIN)
     trained = settings_of(folder, TRAIN)
-    return next_command("int8_eager/quantize_onnx_int8.py", trained,
-                        "RUN", "PER_CHANNEL", "QUANTIZE_EMBEDDINGS", "REDUCE_RANGE")
+    return next_command("int8_eager/quantize_onnx_int8.py", trained, "RUN", *ARITHMETIC)
 
 
 if __name__ == "__main__":

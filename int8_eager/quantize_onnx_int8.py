@@ -9,7 +9,7 @@ import logging
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from lowbit.agreement import differing_modules
+from lowbit.agreement import differing_tensors
 from lowbit.artifacts import (
     atomic_folder,
     publish,
@@ -22,16 +22,19 @@ from lowbit.artifacts import (
     write_json,
 )
 from lowbit.census import census, census_lines
-from lowbit.errors import UserError
-from lowbit.export import ONNX, largest_difference, load_weights
-from lowbit.fake_quant import prepare
+from lowbit.export import ONNX, largest_difference, load_weights, save_onnx
+from lowbit.int8 import is_learned, prepare, refuse_other_arithmetic
 from lowbit.machine import integer_advice
 from lowbit.model import load_run
+from lowbit.qdq import quantize
 from lowbit.stage import next_command, run_stage
 from lowbit.train import WEIGHTS
 
 # ---- settings: edit here, or for one run: --per-channel ------------------------------------------
 RUN = "indobert-qat-int8-smsa"  # folder under models/ shared by the four stages
+ACTIVATION_RANGES = "dynamic"   # dynamic: measured over each batch at run time; learned: in the file; as trained
+TARGET = "openvino"             # learned only: openvino or tensorrt (int8), onnxruntime (uint8); as trained
+QUANTIZE_ATTENTION = True       # learned only: attention's two products on integers as well; as trained
 PER_CHANNEL = False             # one weight scale per output channel instead of one per tensor; as trained
 QUANTIZE_EMBEDDINGS = True      # embedding tables to uint8 as well: a third to a half of the file; as trained
 REDUCE_RANGE = False            # 7-bit weights, for CPUs without VNNI; as trained
@@ -42,15 +45,6 @@ STAGE = "int8_eager/quantize_onnx_int8.py"
 INT8 = "model_qat_int8.onnx"
 
 
-def refuse_other_arithmetic(settings, trained):
-    """What is trained is what ships: a QAT run is quantized as it was simulated."""
-    for name in ("PER_CHANNEL", "QUANTIZE_EMBEDDINGS", "REDUCE_RANGE"):
-        if trained["QAT"] and settings[name] != trained[name]:
-            raise UserError(f"{name} is {settings[name]} here but {RUN} was trained with {trained[name]}: "
-                            f"set it to {trained[name]}, or train again with --{name.lower().replace('_', '-')} "
-                            f"{str(settings[name]).lower()}")
-
-
 def main(settings):
     folder = run_dir(RUN)
     read = require(folder, EXPORT, ONNX) + require(folder, TRAIN, WEIGHTS, "config.json")
@@ -58,25 +52,29 @@ def main(settings):
     remove_leftovers(folder)
     print(f"  {integer_advice()}")
     model, _, _ = load_run(folder)
+    prepare(model, settings)
     load_weights(model, folder / WEIGHTS)
-    prepare(model, PER_CHANNEL, QUANTIZE_EMBEDDINGS, REDUCE_RANGE)
     with atomic_folder(folder) as scratch:
         path = scratch / INT8
-        logging.getLogger().setLevel(logging.ERROR)  # it recommends a pre-processing that gains nothing here
-        # given the graph, not its path: for a path it writes a second file beside the first
-        quantize_dynamic(onnx.load(folder / ONNX), path, weight_type=QuantType.QInt8, per_channel=PER_CHANNEL,
-                         reduce_range=REDUCE_RANGE,
-                         op_types_to_quantize=["MatMul", "Gather"] if QUANTIZE_EMBEDDINGS else ["MatMul"])
-        modules, differing = differing_modules(path, model)
+        if is_learned(settings):
+            save_onnx(quantize(onnx.load(folder / ONNX), model), path)
+        else:
+            logging.getLogger().setLevel(logging.ERROR)  # it recommends a pre-processing that gains nothing here
+            # given the graph, not its path: for a path it writes a second file beside the first
+            quantize_dynamic(onnx.load(folder / ONNX), path, weight_type=QuantType.QInt8, per_channel=PER_CHANNEL,
+                             reduce_range=REDUCE_RANGE,
+                             op_types_to_quantize=["MatMul", "Gather"] if QUANTIZE_EMBEDDINGS else ["MatMul"])
+        tensors, differing = differing_tensors(path, model)
         if differing:
-            raise RuntimeError(f"{len(differing)} of {modules} weights differ from those that training simulated: "
+            raise RuntimeError(f"{len(differing)} of {tensors} tensors differ from those that training simulated: "
                                + ", ".join(differing[:5]))
         worst = largest_difference(model, path)
         counted = census(path)
         write_json(scratch / "census.json", counted)
         names = publish(scratch)
     record(folder, STAGE, settings, read, names)
-    print(f"  {modules} of {modules} weights equal the integers simulated in training, bit for bit")
+    print(f"  {tensors} of {tensors} weights{' and scales' * is_learned(settings)} equal those simulated in training, "
+          "bit for bit")
     print(f"  logits differ from the simulation by at most {worst:.1e} on random inputs")
     print("  in the graph as ONNX Runtime optimises it:", *census_lines(counted), sep="\n")
     before, after = (folder / ONNX).stat().st_size, (folder / INT8).stat().st_size

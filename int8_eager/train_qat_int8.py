@@ -4,7 +4,9 @@ Reads   DATA_DIR/{train,valid,test}.tsv     text<TAB>label (python data/download
 Writes  models/<RUN>/                       model_qat.pth, config.json, tokenizer files, preprocessing.json
 Next    export_to_onnx.py
 """
-from lowbit.fake_quant import prepare
+from lowbit.int8 import is_learned, prepare
+from lowbit.learned import calibrate, observed_ranges, range_lines
+from lowbit.settings import require
 from lowbit.stage import next_command, run_stage
 from lowbit.train import autocast_dtype, fine_tune
 
@@ -23,6 +25,10 @@ WARMUP_RATIO = 0.1              # share of the steps until the peak
 WEIGHT_DECAY = 0.01             # AdamW
 SEED = 42                       # of the head's first weights, dropout and order
 QAT = True                      # simulate INT8; --no-qat trains the FP32 baseline by the same recipe
+ACTIVATION_RANGES = "dynamic"   # dynamic: measured over each batch at run time; learned: trained and in the file
+TARGET = "openvino"             # learned only: openvino or tensorrt (int8, zero point 0), onnxruntime (uint8)
+QUANTIZE_ATTENTION = True       # learned only: attention's two products on integers as well
+CALIBRATION_TEXTS = 512         # learned only: texts of train that the scales start from
 PER_CHANNEL = False             # one weight scale per output channel instead of one per tensor
 QUANTIZE_EMBEDDINGS = True      # embedding tables to uint8 as well: a third to a half of the file
 REDUCE_RANGE = False            # 7-bit weights, for CPUs without VNNI
@@ -33,10 +39,23 @@ STAGE = "int8_eager/train_qat_int8.py"
 
 
 def main(settings):
-    def simulate(model):
-        return prepare(model, PER_CHANNEL, QUANTIZE_EMBEDDINGS, REDUCE_RANGE) if QAT else model
+    learned = is_learned(settings)
+    require(QAT or not learned, "ACTIVATION_RANGES is learned, but QAT is off: without it nothing is learned")
+    require(CALIBRATION_TEXTS > 0, f"CALIBRATION_TEXTS is {CALIBRATION_TEXTS}; it must be above 0")
 
-    fine_tune(settings, STAGE, simulate, autocast_dtype() if AUTOCAST else None)
+    def simulate(model, rows):
+        if QAT:
+            prepare(model, settings)
+        if learned:
+            calibrate(model, rows, CALIBRATION_TEXTS)
+        return model
+
+    def observe(model, rows, _):
+        seen = observed_ranges(model, rows)
+        print(*range_lines(seen), sep="\n")
+        return {"activation_ranges.json": seen}
+
+    fine_tune(settings, STAGE, simulate, autocast_dtype() if AUTOCAST else None, observe if learned else None)
     return next_command("int8_eager/export_to_onnx.py", settings, "RUN")
 
 

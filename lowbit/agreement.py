@@ -10,33 +10,76 @@ from onnx import numpy_helper
 from lowbit.encode import pad
 from lowbit.fake_fp16 import FP16_MAX
 from lowbit.fake_quant import DynamicQuantLinear, QuantEmbedding
+from lowbit.learned import LearnedQuantLinear, SymmetricQuantEmbedding
+from lowbit.qdq import module_of
 
 
-def stored_integers(path: Path) -> dict[str, np.ndarray]:
-    """Module name -> the integers that the file stores for it: [out, in] of a Linear, [rows, width] of a table."""
+def stored_tensors(path: Path) -> dict[str, np.ndarray]:
+    """What an INT8 file computes on: `<module>.<tensor>.<part>` -> array, weights in PyTorch's orientation.
+
+    Parts are `integers` of a weight or table, and, where a product or look-up has Q/DQ pairs, `scale` and `zero_point`
+    of its weight, its `input`, or attention's `query`, `key`, `probabilities`, `value`. A product on floats has none.
+    """
     graph = onnx.load(path).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
+    maker = {output: node for node in graph.node for output in node.output}
     found = {}
+
+    def value(name):
+        return numpy_helper.to_array(tensors[name])
+
+    def dequantized(name, node):
+        if node is None or node.op_type != "DequantizeLinear":
+            return
+        source = maker.get(node.input[0])
+        if source is None:
+            found[f"{name}.integers"] = value(node.input[0]).T
+        elif source.op_type == "Gather":
+            found[f"{name}.integers"] = value(source.input[0])
+        elif list(source.input[1:]) != list(node.input[1:]):
+            return  # quantized with one scale, dequantized with another
+        found.update({f"{name}.{part}": value(tensor)
+                      for part, tensor in zip(("scale", "zero_point"), node.input[1:], strict=True)})
+
     for node in graph.node:
-        module = ".".join(node.name.removeprefix("/model/").split("/")[:-1])
+        module = module_of(node)
         if node.op_type == "MatMulInteger":
-            found[module] = numpy_helper.to_array(tensors[node.input[1]]).T
+            found[f"{module}.weight.integers"] = value(node.input[1]).T
         elif node.op_type == "Gather" and node.input[0].endswith("_quantized"):
-            found[module] = numpy_helper.to_array(tensors[node.input[0]])
+            found[f"{module}.weight.integers"] = value(node.input[0])
+        elif node.op_type == "DequantizeLinear" and maker.get(node.input[0], node).op_type == "Gather":
+            dequantized(f"{module}.weight", node)
+        elif node.op_type == "MatMul":
+            for operand in node.input:  # named <module's path>/<tensor>/dequantized
+                dequantized(f"{module}.{'/'.join(operand.split('/')[-2:-1])}", maker.get(operand))
     return found
 
 
-def simulated_integers(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Module name -> the integers that training simulated (of a model that went through fake_quant.prepare)."""
-    return {name: module.stored_integers().numpy() for name, module in model.named_modules()
-            if isinstance(module, (DynamicQuantLinear, QuantEmbedding))}
+def simulated_tensors(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The same of a model that went through fake_quant.prepare or learned.prepare: what training simulated."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (DynamicQuantLinear, QuantEmbedding)):
+            found[f"{name}.weight.integers"] = module.stored_integers()
+        elif isinstance(module, (LearnedQuantLinear, SymmetricQuantEmbedding)):
+            integers, scale = module.stored()
+            found |= {f"{name}.weight.integers": integers, f"{name}.weight.scale": scale,
+                      f"{name}.weight.zero_point": torch.zeros(scale.shape, dtype=torch.int8)}
+        inputs = getattr(module, "quantizers", {})
+        if isinstance(module, LearnedQuantLinear):
+            inputs = {"input": module.quantize}
+        for tensor, quantizer in inputs.items():
+            found |= {f"{name}.{tensor}.scale": quantizer.scale.detach(),
+                      f"{name}.{tensor}.zero_point": quantizer.zero_point}
+    return {name: tensor.numpy() for name, tensor in found.items()}
 
 
-def differing_modules(path: Path, model: torch.nn.Module) -> tuple[int, list[str]]:
-    """How many modules were simulated on integers, and which of them the file stores differently or as floats."""
-    file, simulated = stored_integers(path), simulated_integers(model)
-    return len(simulated), [name for name, integers in simulated.items()
-                            if name not in file or not np.array_equal(integers, file[name])]
+def differing_tensors(path: Path, model: torch.nn.Module) -> tuple[int, list[str]]:
+    """How many tensors were simulated, and which of them the file lacks or stores otherwise, in type or in a bit."""
+    stored, simulated = stored_tensors(path), simulated_tensors(model)
+    return len(simulated), [name for name, tensor in simulated.items()
+                            if name not in stored or stored[name].dtype != tensor.dtype
+                            or not np.array_equal(tensor, stored[name])]
 
 
 def stored_parameters(path: Path) -> dict[str, np.ndarray]:
@@ -47,8 +90,7 @@ def stored_parameters(path: Path) -> dict[str, np.ndarray]:
              if name.startswith("model.")}
     for node in model.graph.node:
         if node.op_type == "MatMul" and node.input[1] in tensors:
-            module = ".".join(node.name.removeprefix("/model/").split("/")[:-1])
-            found[f"{module}.weight"] = numpy_helper.to_array(tensors[node.input[1]]).T
+            found[f"{module_of(node)}.weight"] = numpy_helper.to_array(tensors[node.input[1]]).T
     return found
 
 

@@ -11,6 +11,7 @@ import onnxruntime as ort
 INTEGER_PRODUCTS = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm",
                     "QAttention", "MatMulNBits"}
 FLOAT_PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
+OPENVINO_KERNELS = {"FullyConnected", "MatMul", "Subgraph"}
 INTEGER_TYPES = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
 
 
@@ -45,7 +46,7 @@ def census(path: Path) -> dict:
             why[node.name] = "its weight is stored as a float" if weights else "its weight is dequantized before it"
         elif node.op_type in FLOAT_PRODUCTS:
             counts["attention"]["float"] += 1
-            why[node.name] = "it multiplies two activations, and dynamic quantization takes stored weights only"
+            why[node.name] = "it multiplies two activations that are not quantized"
         elif node.op_type == "Gather" and node.input[0] in stored:
             integer = stored[node.input[0]] in INTEGER_TYPES
             counts["embedding"]["integer" if integer else "float"] += 1
@@ -61,6 +62,29 @@ def census_lines(result: dict) -> list[str]:
              for kind in names]
     return lines + [f"    {count} stay float: {reason}" for reason, count in
                     Counter(result["float_nodes"].values()).items()]
+
+
+def openvino_kernels(path: Path) -> dict[str, dict[str, int]]:
+    """Kernel -> number type -> how many of OpenVINO's compiled graph compute on it: Linear layers, attention.
+
+    FullyConnected are products with a stored weight; an attention is one Subgraph of two products and a softmax.
+    """
+    import openvino
+
+    compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    counts = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        kernel, kind = (node.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision"))
+        if kernel in OPENVINO_KERNELS:
+            counts.setdefault(kernel, Counter())[kind] += 1
+    return counts
+
+
+def openvino_lines(kernels: dict[str, dict[str, int]]) -> list[str]:
+    """openvino_kernels() as a user reads it."""
+    return ["  OpenVINO runs " + "; ".join(
+        f"{kernel}: " + ", ".join(f"{count} on {kind}" for kind, count in kinds.items())
+        for kernel, kinds in kernels.items())]
 
 
 def dtype_census(path: Path) -> dict:

@@ -11,12 +11,13 @@ from lowbit.artifacts import atomic_folder, file_bytes, publish, resolve, shown,
 from lowbit.data import describe, read_split
 from lowbit.encode import encode
 from lowbit.machine import machine, versions
-from lowbit.plots import plot_confusion, plot_speed
+from lowbit.plots import plot_confusion, plot_ranges, plot_speed
 from lowbit.score import compare, difference, report_text, score
 from lowbit.sessions import Session, full_batches, latency, random_inputs, sorted_batches, throughput
 from lowbit.settings import require
 
 LATENCY_SHAPES = ((1, 32), (1, 128))  # batch, tokens
+ORDERS = 3  # random orders in which the dependence on batch-mates is looked for
 
 
 def check_settings(s: dict) -> None:
@@ -42,6 +43,21 @@ def measure_speed(sessions: dict[str, Session], rows, tokenizer, max_length: int
     return speed
 
 
+def batch_dependence(session: Session, rows, alone: np.ndarray, pad_id: int, size: int, max_length: int) -> dict:
+    """What batch-mates, order and padding change of the logits `alone` [n, labels] that each row has at batch 1.
+
+    `orders` are batches of `size` in ORDERS random orders, `padded` is each row alone, padded to `max_length`;
+    `flips` counts rows whose label changes in any of these, `max_logit_difference` is the largest of all.
+    """
+    orders = [np.random.default_rng(seed).permutation(len(rows)).tolist() for seed in range(ORDERS)]
+    batched = [session.logits(rows, pad_id, size, order) for order in orders]
+    padded = session.logits(rows, pad_id, length=max_length)
+    changed = np.any([logits.argmax(-1) != alone.argmax(-1) for logits in (*batched, padded)], axis=0)
+    parts = {"orders": [difference(logits, alone) for logits in batched], "padded": difference(padded, alone)}
+    largest = max(part["max_logit_difference"] for part in (*parts["orders"], parts["padded"]))
+    return {"batch_size": size, "flips": int(changed.sum()), "max_logit_difference": largest, **parts}
+
+
 def evaluate(settings: dict, files: dict[str, Path], simulation, tokenizer, preprocessing: dict) -> dict:
     """Everything the report holds. `files` maps FP32 and the low-bit name to their ONNX files, in this order.
 
@@ -60,12 +76,12 @@ def evaluate(settings: dict, files: dict[str, Path], simulation, tokenizer, prep
     sessions = {}
     try:
         for name, path in files.items():
-            sessions[name] = Session(path, s["PROVIDER"], s["THREADS"])
+            sessions[name] = Session(path, s["PROVIDER"], s["THREADS"], s.get("RUNTIME", "onnxruntime"))
         logits = {name: session.logits(test, pad_id) for name, session in sessions.items()}
         both = {name: np.concatenate([session.logits(rows["valid"], pad_id), logits[name]])
                 for name, session in sessions.items()}
-        shuffled = np.random.default_rng(0).permutation(len(test)).tolist()
-        batched = {name: session.logits(test, pad_id, s["BATCH_SIZE"], shuffled) for name, session in sessions.items()}
+        dependence = {name: batch_dependence(session, test, logits[name], pad_id, s["BATCH_SIZE"], max_length)
+                      for name, session in sessions.items()}
         print(f"  {len(test)} test texts scored at batch 1; measuring speed over {s['ROUNDS']} rounds, in turns",
               flush=True)
         speed = measure_speed(sessions, test, tokenizer, max_length, s)
@@ -79,7 +95,7 @@ def evaluate(settings: dict, files: dict[str, Path], simulation, tokenizer, prep
         result["files"][name] = {
             "file": path.name, "size_mb": file_bytes(path) / 1e6, **score(truth, logits[name]),
             **speed[name], "peak_memory_mb": memory[name],
-            f"batch_1_against_{s['BATCH_SIZE']}": difference(batched[name], logits[name])}
+            "batch_dependence": dependence[name]}
     result["against_fp32"] = compare(truth, logits[low], logits[base])
     result["valid_and_test_against_fp32"] = difference(both[low], both[base])
     if simulation is not None:
@@ -114,8 +130,7 @@ def table_lines(result: dict, low: str) -> list[str]:
 
 def agreement_lines(result: dict, low: str) -> list[str]:
     """Flips, significance, agreement with training and dependence on batch-mates, one sentence each."""
-    paired, size = result["against_fp32"], result["settings"]["BATCH_SIZE"]
-    batch = result["files"][low][f"batch_1_against_{size}"]
+    paired, batch = result["against_fp32"], result["files"][low]["batch_dependence"]
     lines = [f"  {paired['flips']} of {paired['texts']} test labels differ from FP32 "
              f"({paired['lost']} lost, {paired['won']} won, McNemar p = {paired['mcnemar_p']:.2f})"]
     fp32 = result["valid_and_test_against_fp32"]
@@ -125,8 +140,9 @@ def agreement_lines(result: dict, low: str) -> list[str]:
                      f"training, {fp32['flips']} from FP32")
         lines += [f"  {which} logit difference {ours[key]:.1e} to the simulation, {fp32[key]:.1e} to FP32"
                   for which, key in (("median", "median_logit_difference"), ("largest", "max_logit_difference"))]
-    return lines + [f"  {batch['flips']} of {result['test_texts']} test labels change between batch 1 and shuffled "
-                    f"batches of {size} (largest logit change {batch['max_logit_difference']:.1e})"]
+    return lines + [f"  {batch['flips']} of {result['test_texts']} test labels change between batch 1 and batches of "
+                    f"{batch['batch_size']} in {len(batch['orders'])} random orders or full padding "
+                    f"(largest logit change {batch['max_logit_difference']:.1e})"]
 
 
 def csv_text(result: dict) -> str:
@@ -147,8 +163,11 @@ def csv_text(result: dict) -> str:
     return out.getvalue()
 
 
-def write_report(folder: Path, result: dict, low: str) -> list[str]:
-    """results.json, results.csv, classification_report.txt, confusion_matrix.png, speed.png; returns their names."""
+def write_report(folder: Path, result: dict, low: str, ranges: dict | None = None) -> list[str]:
+    """results.json, results.csv, classification_report.txt, confusion_matrix.png, speed.png; returns their names.
+
+    With learned activation `ranges` (learned.observed_ranges) also activation_ranges.png.
+    """
     texts = result.pop("report")
     with atomic_folder(folder) as scratch:
         write_json(scratch / "results.json", result)
@@ -157,6 +176,8 @@ def write_report(folder: Path, result: dict, low: str) -> list[str]:
             "\n".join(f"{name}\n{text}" for name, text in texts.items()), encoding="utf-8")
         plot_confusion(result, scratch / "confusion_matrix.png")
         plot_speed(result, low, scratch / "speed.png")
+        if ranges:
+            plot_ranges(ranges, scratch / "activation_ranges.png")
         names = publish(scratch)
     print(f"wrote {', '.join(names)} in {shown(folder)}")
     return names

@@ -32,8 +32,9 @@ LARGEST_FILE = 2**31 - 2**24  # bytes of weights in one ONNX file: protobuf ends
 TOLERANCE = 1e-4  # largest logit difference to PyTorch that is accepted
 # batch, length, padding at the end of every second row: other shapes than the traced one
 CHECKED_SHAPES = ((1, 3, 0), (1, 32, 0), (2, 17, 5), (4, 64, 40), (3, 128, 100), (16, 24, 8))
-# state that fake-quantization modules of torch.ao leave in a state dict; the FP32 graph has no use for it
-FAKE_QUANT_STATE = ("activation_post_process.", "weight_fake_quant.", "fake_quant_enabled", "observer_enabled")
+# state that fake-quantization modules (ours and torch.ao's) leave in a state dict; the FP32 graph has no use for it
+FAKE_QUANT_STATE = ("activation_post_process.", "weight_fake_quant.", "fake_quant_enabled", "observer_enabled",
+                    ".quantizer.", ".quantizers.")
 TRAINING_OPS = {"Dropout", "QuantizeLinear", "DequantizeLinear", "FakeQuantize"}
 
 
@@ -57,11 +58,11 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
         raise UserError(f"{shown(path)} is not a plain state dict ({reason}): train again") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"{shown(path)} holds something else than a plain state dict (name -> tensor): train again")
-    fake = [name for name in state if any(part in name for part in FAKE_QUANT_STATE)]
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    fake = [name for name in state if name not in wanted and any(part in name for part in FAKE_QUANT_STATE)]
     if fake:
         print(f"  {len(fake)} fake-quantization tensors left out: {', '.join(fake[:3])}{' …' * (len(fake) > 3)}")
     state = {name: tensor for name, tensor in state.items() if name not in fake}
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in state.items()}
     wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
     if wrong:

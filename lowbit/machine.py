@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import platform
 
@@ -12,8 +13,11 @@ PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "scikit-learn", "Sas
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' versions."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    """Python's and the packages' versions; OpenVINO's where it is installed."""
+    found = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    if importlib.util.find_spec("openvino"):
+        found["openvino"] = importlib.metadata.version("openvino")
+    return found
 
 
 @functools.cache

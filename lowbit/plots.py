@@ -60,3 +60,27 @@ def plot_speed(result: dict, low: str, path: Path) -> None:
         axis.margins(y=0.15)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_ranges(ranges: dict, path: Path) -> None:
+    """Learned range of each activation tensor (bar) over the one it had on valid (line), layer by layer."""
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.2 * len(ranges)), constrained_layout=True)
+    for row, held in enumerate(ranges.values()):
+        low, high = held["learned"]
+        axis.barh(row, high - low, 0.62, low, color=COLOURS[1], alpha=0.75, label=None if row else "learned")
+        axis.plot(held["observed"], (row, row), color="black", linewidth=1, marker="|", markersize=7,
+                  label=None if row else "observed on valid")
+        if held["clipped"]:
+            axis.annotate(f"{100 * held['clipped']:.2g} % beyond", (1.005, row), xycoords=("axes fraction", "data"),
+                          va="center", fontsize=6.5)
+    names = [name.removeprefix("bert.").removeprefix("encoder.").replace(".quantizers.", " · ")
+             .replace(".quantizer", " · input") for name in ranges]
+    axis.set_yticks(range(len(ranges)), names, fontsize=7)
+    axis.invert_yaxis()
+    axis.margins(y=0.01)
+    axis.axvline(0, color="grey", linewidth=0.6)
+    axis.set_title("learned against observed activation ranges", fontsize=10)
+    axis.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

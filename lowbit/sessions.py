@@ -5,6 +5,7 @@ speed-up into 1.3x.
 """
 
 import contextlib
+import importlib.util
 import pickle
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import onnxruntime as ort
 
 from lowbit.encode import batches, pad
 from lowbit.errors import UserError
+from lowbit.worker import OPENERS
 
 WARMUP = 5  # batches that are run and not counted, each time a process gets its turn
 
@@ -28,20 +30,30 @@ def require_provider(provider: str) -> None:
                         "choose one of these, or install the onnxruntime build that has it")
 
 
-class Session:
-    """An ONNX file in a process of its own; use as a context manager."""
+def require_runtime(runtime: str) -> None:
+    """Raises UserError unless `runtime` is one of ours and installed."""
+    if runtime not in OPENERS:
+        raise UserError(f"RUNTIME is {runtime!r}; choose {' or '.join(OPENERS)}")
+    if importlib.util.find_spec(runtime) is None:
+        raise UserError(f"RUNTIME is {runtime!r}, which is not installed: `pip install -r requirements-{runtime}.txt`, "
+                        "or choose onnxruntime")
 
-    def __init__(self, path: Path, provider: str, threads: int):
+
+class Session:
+    """An ONNX file in a process of its own; use as a context manager. `provider` is ONNX Runtime's."""
+
+    def __init__(self, path: Path, provider: str, threads: int, runtime: str = "onnxruntime"):
+        require_runtime(runtime)
         require_provider(provider)
         self.path = path
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lowbit.worker", str(path), provider, str(threads)],
+            [sys.executable, "-m", "lowbit.worker", str(path), runtime, provider, str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         problem = self._read()
         if problem:
             self.close()
             if problem.endswith("on this machine"):
-                raise UserError(f"PROVIDER: {problem}; choose another")
+                raise UserError(f"PROVIDER: {problem.removeprefix('RuntimeError: ')}; choose another")
             raise RuntimeError(f"{path}: {problem}")
 
     def __enter__(self):
@@ -73,11 +85,15 @@ class Session:
             raise self._death() from None
         return self._read()
 
-    def logits(self, rows: list[list[int]], pad_id: int, batch_size: int = 1, order: list[int] | None = None):
-        """Logits [n, labels] of the rows in their own order, run in batches of consecutive rows (of `order`)."""
+    def logits(self, rows: list[list[int]], pad_id: int, batch_size: int = 1, order: list[int] | None = None,
+               length: int = 0):
+        """Logits [n, labels] of the rows in their own order, run in batches of consecutive rows (of `order`).
+
+        A batch is padded to its longest row, or to `length`.
+        """
         order = order or list(range(len(rows)))
         groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        parts, _ = self._ask("logits", [pad([rows[i] for i in group], pad_id) for group in groups])
+        parts, _ = self._ask("logits", [pad([rows[i] for i in group], pad_id, length) for group in groups])
         stacked = np.concatenate(parts).astype(np.float32, copy=False)
         result = np.empty_like(stacked)
         result[order] = stacked

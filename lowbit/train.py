@@ -64,6 +64,10 @@ class _Trainer(Trainer):
 
     train_dtype = None
 
+    def get_decay_parameter_names(self, model):
+        """Without the scales of activations: what decays is weights."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith(".scale")]
+
     def compute_loss_context_manager(self):
         if self.train_dtype is torch.bfloat16 and self.model.training:
             return torch.autocast(self.args.device.type, torch.bfloat16)
@@ -145,7 +149,7 @@ def to_dataset(rows: list[list[int]], labels: list[int]) -> Dataset:
 
 
 def fine_tune(settings: dict, stage: str, prepare, autocast: torch.dtype | None = None, observe=None) -> Path:
-    """Train `prepare(model)` on DATA_DIR and write the run's folder; returns it.
+    """Train `prepare(model, token rows of train)` on DATA_DIR and write the run's folder; returns it.
 
     Training steps compute in `autocast`, or in FP32. Each epoch scores the simulated model on valid; the epoch of
     best macro-F1 is kept. Writes model_qat.pth (plain FP32 state dict), config.json, tokenizer files,
@@ -171,7 +175,7 @@ def fine_tune(settings: dict, stage: str, prepare, autocast: torch.dtype | None 
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     fingerprint = fingerprint_of(s, [data_dir / f"{name}.tsv" for name in rows], model)
-    model = prepare(model)
+    model = prepare(model, rows["train"])
 
     trainer = _Trainer(
         model=model, train_dataset=data["train"], eval_dataset=data["valid"], processing_class=tokenizer,

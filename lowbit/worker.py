@@ -1,10 +1,11 @@
-"""A process that holds one ONNX file: `python -m lowbit.worker FILE PROVIDER THREADS`, driven by lowbit.sessions.
+"""A process that holds one ONNX file: `python -m lowbit.worker FILE RUNTIME PROVIDER THREADS`; see lowbit.sessions.
 
-It imports no more than a server would (numpy, onnxruntime), so that its peak memory is a server's. Requests
+It imports no more than a server would (numpy and the runtime), so that its peak memory is a server's. Requests
 and answers are pickles on standard input and output, exchanged with the parent process only.
 """
 
 import contextlib
+import os
 import pickle
 import resource
 import sys
@@ -23,7 +24,33 @@ def peak_memory_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def main(path: str, provider: str, threads: int) -> None:
+def open_onnxruntime(path: str, provider: str, threads: int):
+    """A function from a batch to its logits."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = ort.InferenceSession(path, options, providers=[provider])
+    if session.get_providers()[0] != provider:
+        raise RuntimeError(f"{provider} could not be started on this machine")
+    return lambda batch: session.run(["logits"], batch)[0]
+
+
+def open_openvino(path: str, _: str, threads: int):
+    """The same in OpenVINO on the CPU; floats stay FP32 where its default would be BF16 on processors that have it."""
+    import openvino
+
+    request = openvino.compile_model(path, "CPU", {
+        "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads or os.cpu_count()}).create_infer_request()
+    return lambda batch: request.infer(batch)["logits"].copy()
+
+
+OPENERS = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
+
+
+def main(path: str, runtime: str, provider: str, threads: int) -> None:
     answers, requests = sys.stdout.buffer, sys.stdin.buffer
     sys.stdout = sys.stderr  # nothing but answers may reach the pipe
 
@@ -31,18 +58,10 @@ def main(path: str, provider: str, threads: int) -> None:
         pickle.dump(value, answers)
         answers.flush()
 
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(path, options, providers=[provider])
+        run = OPENERS[runtime](path, provider, threads)
     except Exception as error:  # told to the parent, which raises it there
         answer(f"{type(error).__name__}: {error}")
-        return
-    if session.get_providers()[0] != provider:
-        answer(f"{provider} could not be started on this machine")
         return
     answer(None)
     while True:
@@ -54,15 +73,15 @@ def main(path: str, provider: str, threads: int) -> None:
             answer(peak_memory_mb())
             continue
         for batch in batches[:warmup]:
-            session.run(["logits"], batch)
+            run(batch)
         logits, milliseconds = [], []
         for batch in batches:
             start = time.perf_counter()
-            logits.append(session.run(["logits"], batch)[0])
+            logits.append(run(batch))
             milliseconds.append(1e3 * (time.perf_counter() - start))
         answer((logits if command == "logits" else None, milliseconds))
 
 
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError):  # the parent was killed: there is nobody left to answer
-        main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+        main(*sys.argv[1:4], int(sys.argv[4]))

@@ -1,0 +1,116 @@
+"""Benchmark: learned activation ranges at IndoBERT-base's size, random weights: file size and speed in two runtimes.
+
+Reads   INDOBERT_DIR/                       IndoBERT's config.json and tokenizer (no weights are needed)
+        DATA_DIR/{train,valid,test}.tsv
+Writes  results/bert_base_learned.json      and models/<RUN>/, about 2 GB, deleted unless --keep
+
+Needs   pip install -r requirements-benchmarks.txt: OpenVINO, and NNCF, its own toolkit for post-training INT8
+
+One process a file and runtime, all taking turns: the file with learned ranges in OpenVINO and in ONNX Runtime, the
+dynamic INT8 file in ONNX Runtime, NNCF's file in OpenVINO, FP32 in both.
+"""
+import contextlib
+import logging
+import shutil
+
+import numpy as np
+import onnx
+from bert_base import make_run, measure_steps
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from transformers import AutoTokenizer
+
+from lowbit.artifacts import ROOT, resolve, run_dir, shown, write_json
+from lowbit.census import census, openvino_kernels
+from lowbit.data import read_split
+from lowbit.encode import encode, pad
+from lowbit.errors import UserError
+from lowbit.learned import prepare
+from lowbit.machine import machine, versions
+from lowbit.sessions import Session, latency, random_inputs
+from lowbit.stage import run_stage
+
+# ---- settings: edit here, or for one run: --rounds 3 ---------------------------------------------
+INDOBERT_DIR = "../shared/data/indobert"  # folder of IndoBERT's config.json and tokenizer.json
+DATA_DIR = "../shared/data/smsa"  # folder of train.tsv, valid.tsv, test.tsv
+RUN = "bench-bert-base-learned"  # folder under models/
+TARGET = "openvino"             # as in train_qat_int8.py
+QUANTIZE_ATTENTION = True       # as in train_qat_int8.py
+NNCF_TEXTS = 300                # texts of train that NNCF calibrates on; its own default
+ROUNDS = 5                      # turns that the processes take
+RUNS = 10                       # measured batches a turn and shape
+STEPS = 2                       # measured training steps a turn; 0 skips them
+KEEP = False                    # keep models/<RUN>
+# --------------------------------------------------------------------------------------------------
+
+SHAPES = ((1, 32), (1, 128), (16, 64), (16, 128))
+
+
+def simulate(model):
+    """The model that train_qat_int8.py trains with learned ranges, scales not calibrated: their values cost no time."""
+    return prepare(model, "openvino", False, True, True, False)
+
+
+def nncf_file(fp32, path, rows: list[list[int]], pad_id: int) -> None:
+    """NNCF's post-training INT8 of the FP32 graph, with its settings for transformers."""
+    import nncf
+    import openvino
+
+    quantized = nncf.quantize(openvino.Core().read_model(fp32), nncf.Dataset([pad([row], pad_id) for row in rows]),
+                              model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows))
+    openvino.save_model(quantized, path, compress_to_fp16=False)
+
+
+def main(settings):
+    try:
+        import nncf
+    except ImportError:
+        raise UserError("NNCF is not installed: pip install -r requirements-benchmarks.txt") from None
+    folder = run_dir(RUN)
+    shutil.rmtree(folder, ignore_errors=True)
+    learned = ("--activation-ranges", "learned", "--target", TARGET, "--quantize-attention", str(QUANTIZE_ATTENTION))
+    make_run(folder, resolve(INDOBERT_DIR), resolve(DATA_DIR), [
+        ("int8_eager/train_qat_int8.py", ("--model-name", folder / "encoder", "--data-dir", folder / "data",
+                                          "--num-epochs", "1", *learned)),
+        ("int8_eager/export_to_onnx.py", ()), ("int8_eager/quantize_onnx_int8.py", learned)])
+    fp32, ours = folder / "model_qat.onnx", folder / "model_qat_int8.onnx"
+    dynamic, theirs = folder / "dynamic.onnx", folder / "nncf.xml"
+    logging.getLogger().setLevel(logging.ERROR)
+    quantize_dynamic(onnx.load(fp32), dynamic, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gather"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = read_split(resolve(DATA_DIR), "train")[0]
+    rows = encode(texts[:: len(texts) // NNCF_TEXTS][:NNCF_TEXTS], tokenizer, "negation-safe", 128)
+    nncf_file(fp32, theirs, rows, tokenizer.pad_token_id)
+    size = {path.name: path.stat().st_size / 1e6 for path in (fp32, ours, dynamic, theirs.with_suffix(".bin"))}
+    result = {"machine": machine(), "versions": {**versions(), "nncf": nncf.__version__}, "settings": settings,
+              "size_mb": size, "size_ratio": size[ours.name] / size[fp32.name], "census": census(ours),
+              "openvino_kernels": {"learned": openvino_kernels(ours), "NNCF": openvino_kernels(theirs)}}
+    print(f"  {size[fp32.name]:.1f} MB -> {size[ours.name]:.1f} MB ({100 * result['size_ratio']:.1f} %)")
+    files = {"FP32, ONNX Runtime": (fp32, "onnxruntime"), "dynamic, ONNX Runtime": (dynamic, "onnxruntime"),
+             "learned, ONNX Runtime": (ours, "onnxruntime"), "FP32, OpenVINO": (fp32, "openvino"),
+             "NNCF, OpenVINO": (theirs, "openvino"), "learned, OpenVINO": (ours, "openvino")}
+    result["latency"] = {}
+    with contextlib.ExitStack() as stack:
+        sessions = {name: stack.enter_context(Session(path, "CPUExecutionProvider", 0, runtime))
+                    for name, (path, runtime) in files.items()}
+        for batch, length in SHAPES:
+            timed = latency(sessions, random_inputs(len(tokenizer), batch, length, RUNS), ROUNDS)
+            best = timed["learned, OpenVINO"]
+            print(f"  {batch} x {length} tokens")
+            for name, times in timed.items():
+                ratios = np.divide(times["round_medians_ms"], best["round_medians_ms"])
+                times |= {"ratio": times["p50_ms"] / best["p50_ms"], "round_ratios": ratios.tolist()}
+                print(f"    {name:22} {times['p50_ms']:7.1f} ms, {times['ratio']:.2f}x the time of learned in OpenVINO "
+                      f"({min(ratios):.2f} to {max(ratios):.2f} by round)", flush=True)
+            result["latency"][f"{batch}x{length}"] = timed
+        result["peak_memory_mb"] = {name: session.peak_memory_mb() for name, session in sessions.items()}
+    if STEPS:
+        result["training_step_fp32"] = measure_steps(resolve(INDOBERT_DIR), simulate, False, ROUNDS, STEPS)
+    out = ROOT / "results" / "bert_base_learned.json"
+    write_json(out, result)
+    if not KEEP:
+        shutil.rmtree(folder)
+    print(f"wrote {shown(out)}")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

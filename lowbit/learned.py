@@ -1,0 +1,262 @@
+"""Fake-quantization with activation scales that are learned in training and stored in the file.
+
+Both sides of every matrix product are 8-bit integers, and the product of the integers is scaled once, as the integer
+kernels do that runtimes put in place of Q/DQ pairs. Activations: one trained scale a tensor (LSQ: Esser et al. 2020,
+arXiv:1902.08153), int8 with zero point 0, or uint8 with the zero point that calibration found. Weights: int8,
+symmetric, scale max|w| / 127; embedding tables likewise, per tensor. No range depends on the batch at run time.
+"""
+
+import itertools
+import random
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+from lowbit.encode import pad
+from lowbit.errors import UserError
+from lowbit.fake_quant import StraightThrough, weight_scale
+
+ATTENTION = "int8_learned"
+TARGETS = {"openvino": torch.int8, "tensorrt": torch.int8, "onnxruntime": torch.uint8}  # what activations become
+SHRINKAGE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # shares of the observed range that calibration tries
+BATCH_SIZE = 32  # texts a batch while ranges are observed
+
+
+class _ToIntegers(torch.autograd.Function):
+    """clamp(round(x / scale), low, high) as floats; the product that takes them multiplies by `scale` as a constant.
+
+    Backward is LSQ's, for the whole of x -> integers * scale: x has its gradient inside the range and none outside;
+    d/dscale is the rounding error inside and the bound outside, over sqrt(elements * high).
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, low, high):
+        ratio = x / scale
+        ctx.save_for_backward(ratio, scale)
+        ctx.bounds = low, high
+        return ratio.round().clamp_(low, high)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ratio, scale = ctx.saved_tensors
+        low, high = ctx.bounds
+        gradient = gradient.float() / scale
+        inside = (ratio >= low) & (ratio <= high)
+        error = ratio.round().clamp_(low, high).sub_(ratio * inside)
+        to_scale = torch.dot(gradient.flatten(), error.flatten()) / (ratio.numel() * (high - low) / 2) ** 0.5
+        return gradient * inside, to_scale.view(scale.shape), None, None
+
+
+class ActivationQuantizer(nn.Module):
+    """The scale (trained) and zero point (calibrated) of one activation tensor."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("zero_point", torch.zeros((), dtype=dtype))
+        self.enabled, self.watch = True, None
+
+    def bounds(self) -> tuple[int, int]:
+        """Smallest and largest integer, zero point removed."""
+        kind, zero_point = torch.iinfo(self.zero_point.dtype), int(self.zero_point)
+        return kind.min - zero_point, kind.max - zero_point
+
+    def forward(self, x):
+        """(integers as floats, zero point removed, [same shape as x]; the scale that a product multiplies them by)."""
+        if self.watch:
+            self.watch(self, x.detach().float())
+        if not self.enabled:
+            return x.float(), torch.ones_like(self.scale)
+        return _ToIntegers.apply(x.float(), self.scale, *self.bounds()), self.scale.detach()
+
+
+class LearnedQuantLinear(nn.Linear):
+    """nn.Linear on int8 weights and 8-bit inputs of a learned scale."""
+
+    def forward(self, x):
+        integers, scale = self.quantize(x)
+        scale_w = weight_scale(self.weight, self.per_channel, self.reduce_range)
+        ratio = self.weight / scale_w
+        y = nn.functional.linear(integers, StraightThrough.apply(ratio, ratio.detach().round()))
+        y = y * (scale * scale_w.view(-1) if self.per_channel else scale * scale_w)
+        return y if self.bias is None else y + self.bias
+
+    @torch.no_grad()
+    def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The int8 weight [out, in] that the file stores and its scale: a scalar, or [out] per channel."""
+        scale = weight_scale(self.weight, self.per_channel, self.reduce_range)
+        return (self.weight / scale).round().to(torch.int8), scale.flatten() if self.per_channel else scale
+
+
+class SymmetricQuantEmbedding(nn.Embedding):
+    """nn.Embedding reading from an int8 table with zero point 0; only the rows looked up are rounded."""
+
+    def forward(self, ids):
+        rows, scale = super().forward(ids), weight_scale(self.weight, False, False)
+        return StraightThrough.apply(rows, (rows.detach() / scale).round() * scale)
+
+    @torch.no_grad()
+    def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The int8 table [rows, width] that the file stores and its scale."""
+        scale = weight_scale(self.weight, False, False)
+        return (self.weight / scale).round().to(torch.int8), scale
+
+
+def int8_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
+    """Scaled dot-product attention, both products on integers; query, key, value [batch, heads, seq, width].
+
+    Returns ([batch, seq, heads, width], probabilities), as Transformers' attention interface wants them.
+    """
+    of = module.quantizers
+    (query, scale_q), (key, scale_k), (value, scale_v) = of["query"](query), of["key"](key), of["value"](value)
+    scores = (query @ key.transpose(2, 3)) * (scale_q * scale_k)
+    scores = scores.float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = scores.softmax(-1)
+    integers, scale_p = of["probabilities"](probabilities)
+    dropped = nn.functional.dropout(integers, dropout, module.training)
+    context = (dropped @ value) * (scale_p * scale_v)
+    return context.transpose(1, 2).contiguous(), probabilities
+
+
+AttentionInterface.register(ATTENTION, int8_attention)
+AttentionMaskInterface.register(ATTENTION, eager_mask)
+
+
+@torch.no_grad()
+def _shared_inputs(model: nn.Module) -> list[list[nn.Linear]]:
+    """The Linear layers of `model`, those that take one and the same tensor together."""
+    taken, groups = [], {}
+
+    def note(module, inputs):
+        taken.append(inputs[0])  # held, so that no other tensor gets its id
+        groups.setdefault(id(inputs[0]), []).append(module)
+
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if type(module) is nn.Linear]
+    was_training = model.training
+    model.eval()(input_ids=torch.zeros((1, 2), dtype=torch.long))
+    model.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return list(groups.values())
+
+
+def prepare(model: nn.Module, target: str, per_channel: bool, quantize_embeddings: bool, quantize_attention: bool,
+            reduce_range: bool) -> nn.Module:
+    """Give `model` the arithmetic of the Q/DQ file, in place; returns it. Scales are 1 until calibrated or loaded.
+
+    The state dict gains `….quantizer.scale` and `.zero_point` for the input of each Linear (owned by the first of
+    those that share it) and `….quantizers.{query,key,probabilities,value}` for each attention.
+    Raises UserError for an unknown target.
+    """
+    if target not in TARGETS:
+        raise UserError(f"TARGET is {target!r}; choose {', '.join(TARGETS)}")
+    dtype = TARGETS[target]
+    for sharing in _shared_inputs(model):
+        quantizer = sharing[0].quantizer = ActivationQuantizer(dtype)
+        for module in sharing:
+            module.__class__ = LearnedQuantLinear
+            object.__setattr__(module, "quantize", quantizer)  # a reference: the state dict holds each scale once
+            module.per_channel, module.reduce_range = per_channel, reduce_range
+    for module in list(model.modules()):
+        if type(module) is nn.Embedding and quantize_embeddings:
+            module.__class__ = SymmetricQuantEmbedding
+        elif quantize_attention and hasattr(module, "scaling") and hasattr(module, "is_causal"):
+            module.quantizers = nn.ModuleDict({name: ActivationQuantizer(dtype)
+                                               for name in ("query", "key", "probabilities", "value")})
+    if quantize_attention:
+        model.set_attn_implementation(ATTENTION)
+    return model
+
+
+def quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
+    """Name -> quantizer, in the order of the model's modules."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, ActivationQuantizer)}
+
+
+@torch.no_grad()
+def _observe(model: nn.Module, rows: list[list[int]], watch) -> None:
+    """Run token rows through `model` in eval mode, without padding; watch(quantizer, x) sees every activation."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    for quantizer in quantizers(model).values():
+        quantizer.watch = watch
+    for _, same in itertools.groupby(sorted(rows, key=len), key=len):
+        same = list(same)
+        for start in range(0, len(same), BATCH_SIZE):
+            given = pad(same[start : start + BATCH_SIZE], 0)
+            model(**{name: torch.from_numpy(value).to(device) for name, value in given.items()})
+    for quantizer in quantizers(model).values():
+        quantizer.watch = None
+    model.train(was_training)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, rows: list[list[int]], texts: int) -> None:
+    """Set every scale and zero point from `texts` of the token rows, drawn at random, with activations in FP32.
+
+    Of the shares SHRINKAGE of the observed range (widened to hold zero), the one of least squared error is taken.
+    """
+    sample = random.Random(0).sample(rows, min(texts, len(rows)))
+    ranges, errors = {}, {}
+
+    def see_range(quantizer, x):
+        low, high = ranges.get(quantizer, (0.0, 0.0))
+        ranges[quantizer] = min(low, float(x.min())), max(high, float(x.max()))
+
+    def set_range(quantizer, share):
+        low, high = (share * edge for edge in ranges[quantizer])
+        if quantizer.zero_point.dtype == torch.uint8:
+            quantizer.scale.fill_((high - low) / 255 or 1.0)
+            quantizer.zero_point.fill_(round(-low / quantizer.scale.item()))
+        else:
+            quantizer.scale.fill_(max(-low, high) / 127 or 1.0)
+
+    def see_errors(quantizer, x):
+        for share in SHRINKAGE:
+            set_range(quantizer, share)
+            rounded = (x / quantizer.scale).round_().clamp_(*quantizer.bounds()).mul_(quantizer.scale)
+            errors.setdefault(quantizer, dict.fromkeys(SHRINKAGE, 0.0))[share] += float((rounded - x).square().sum())
+
+    every = quantizers(model).values()
+    for quantizer in every:
+        quantizer.enabled = False
+    _observe(model, sample, see_range)
+    _observe(model, sample, see_errors)
+    for quantizer in every:
+        set_range(quantizer, min(errors[quantizer], key=errors[quantizer].get))
+        quantizer.enabled = True
+
+
+def observed_ranges(model: nn.Module, rows: list[list[int]]) -> dict[str, dict]:
+    """Quantizer -> its learned range and what it met in token rows `rows`: extremes, share of values beyond the range.
+
+    Keys are `learned` and `observed` ([low, high] each), `clipped` (0 to 1), `scale` and `zero_point`.
+    """
+    names = {quantizer: name for name, quantizer in quantizers(model).items()}
+    seen = {name: {"learned": [bound * quantizer.scale.item() for bound in quantizer.bounds()],
+                   "observed": [float("inf"), float("-inf")], "clipped": 0, "values": 0,
+                   "scale": quantizer.scale.item(), "zero_point": int(quantizer.zero_point)}
+            for quantizer, name in names.items()}
+
+    def watch(quantizer, x):
+        held, (low, high) = seen[names[quantizer]], quantizer.bounds()
+        ratio = (x / quantizer.scale.detach()).round_()
+        held["observed"] = [min(held["observed"][0], float(x.min())), max(held["observed"][1], float(x.max()))]
+        held["clipped"] += int(((ratio < low) | (ratio > high)).sum())
+        held["values"] += x.numel()
+
+    _observe(model, rows, watch)
+    for held in seen.values():
+        held["clipped"] /= held.pop("values")
+    return seen
+
+
+def range_lines(seen: dict[str, dict]) -> list[str]:
+    """What observed_ranges() found, as a user reads it."""
+    name = max(seen, key=lambda tensor: seen[tensor]["clipped"])
+    return [f"  {len(seen)} learned activation scales; over valid at most {100 * seen[name]['clipped']:.2g} % of a "
+            f"tensor's values lie beyond its range ({name})"]

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = --data-dir data/sample
 
-.PHONY: quickstart int8 fp16 test clean
+.PHONY: quickstart int8 int8-learned fp16 test clean
 
 quickstart: int8
 
@@ -14,6 +14,13 @@ int8: .venv/installed
 	$(PY) int8_eager/quantize_onnx_int8.py --run sample-int8
 	$(PY) int8_eager/eval_onnx_int8.py --run sample-int8 $(SAMPLE)
 
+# the four INT8 stages with learned activation ranges, measured in OpenVINO
+int8-learned: .venv/installed .venv/openvino
+	$(PY) int8_eager/train_qat_int8.py --run sample-learned --activation-ranges learned --model-name models/bert-mini-id $(SAMPLE)
+	$(PY) int8_eager/export_to_onnx.py --run sample-learned
+	$(PY) int8_eager/quantize_onnx_int8.py --run sample-learned --activation-ranges learned
+	$(PY) int8_eager/eval_onnx_int8.py --run sample-learned --runtime openvino $(SAMPLE)
+
 # the four FP16 stages, likewise
 fp16: .venv/installed
 	$(PY) fp16_eager/train_qat_fp16.py --run sample-fp16 --model-name models/bert-mini-id $(SAMPLE)
@@ -21,7 +28,7 @@ fp16: .venv/installed
 	$(PY) fp16_eager/quantize_onnx_fp16.py --run sample-fp16 $(SAMPLE)
 	$(PY) fp16_eager/eval_onnx_fp16.py --run sample-fp16 $(SAMPLE)
 
-test: .venv/installed
+test: .venv/installed .venv/openvino
 	$(PY) -m ruff check .
 	$(PY) -m pytest
 
@@ -31,5 +38,9 @@ test: .venv/installed
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch .venv/installed
 
+.venv/openvino: .venv/installed requirements-openvino.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-openvino.txt
+	touch .venv/openvino
+
 clean:
-	rm -rf .venv models/sample-int8 models/sample-fp16
+	rm -rf .venv models/sample-int8 models/sample-learned models/sample-fp16

@@ -1,17 +1,29 @@
-"""Benchmark: is quantization-aware training worth it? QAT's low-bit file against that of the FP32 baseline.
+"""Benchmark: is quantization-aware training worth it? QAT's low-bit files against those of the FP32 baseline.
 
 Reads   MODEL_NAME, DATA_DIR/{train,valid,test}.tsv
-Writes  results/qat_against_ptq_<PRECISION>.json and .md, and models/bench-<PRECISION>-{qat,ptq}-<seed>/
+Writes  results/qat_against_ptq_<PRECISION>.json and .md, and models/bench-<PRECISION>-<method>-<seed>/
 
-Both are trained for the same number of steps by the same recipe and go through the same stages 2 to 4.
+Methods: qat, ptq (the FP32 baseline, quantized after training), and for INT8 also learned (QAT with activation ranges
+learned and stored) and static (the FP32 baseline with ranges calibrated by ONNX Runtime: MinMax, int8, Q/DQ).
+All are trained for the same number of steps by the same recipe and go through the same stages 2 to 4.
 """
 import json
+import logging
+import random
 import statistics
 import subprocess
 import sys
 
-from lowbit.artifacts import ROOT, read_manifest, run_dir, shown, write_json, write_text
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+from transformers import AutoTokenizer
+
+from lowbit.artifacts import ROOT, read_manifest, resolve, run_dir, shown, write_json, write_text
+from lowbit.data import read_split
+from lowbit.encode import encode, pad
+from lowbit.evaluate import batch_dependence
 from lowbit.machine import machine, versions
+from lowbit.score import compare, difference, score
+from lowbit.sessions import Session
 from lowbit.stage import run_stage
 
 # ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
@@ -21,8 +33,51 @@ DATA_DIR = "../shared/data/smsa"  # folder of train.tsv, valid.tsv, test.tsv
 SEEDS = "1,2,3"                 # one QAT and one FP32 training run each
 NUM_EPOCHS = 3                  # passes over train
 LEARNING_RATE = 2e-5            # peak of the linear schedule
-METHODS = "qat,ptq"             # both, or one of them for runs side by side
+METHODS = "qat,ptq"             # some of qat, ptq, learned, static
+CALIBRATION_TEXTS = 512         # static only: texts of train
 # --------------------------------------------------------------------------------------------------
+
+
+LEARNED = ["--activation-ranges", "learned"]
+
+
+class Texts(CalibrationDataReader):
+    """Token rows, one at a time: padding must not widen a range."""
+
+    def __init__(self, rows):
+        self.inputs = (pad([row], 0) for row in rows)
+
+    def get_next(self):
+        return next(self.inputs, None)
+
+
+def run_static(seed: int) -> dict:
+    """What a results.json says, as far as the table needs it, of the FP32 baseline quantized statically."""
+    run_stages("ptq", seed)
+    folder = run_dir(f"bench-{PRECISION}-ptq-{seed}")
+    path, made = folder / "model_qat.onnx", run_dir(f"bench-{PRECISION}-static-{seed}") / "model_int8.onnx"
+    made.parent.mkdir(exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
+    data = {split: read_split(resolve(DATA_DIR), split) for split in ("train", "valid", "test")}
+    rows = {split: encode(texts, tokenizer, settings["cleaning"], settings["max_length"])
+            for split, (texts, _) in data.items()}
+    logging.getLogger().setLevel(logging.ERROR)
+    quantize_static(path, made, Texts(random.Random(0).sample(rows["train"], CALIBRATION_TEXTS)),
+                    activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, op_types_to_quantize=[
+                        "MatMul", "Gemm", "Gather"], calibrate_method=CalibrationMethod.MinMax,
+                    extra_options={"DedicatedQDQPair": True})
+    result, logits, truth = {"files": {}}, {}, data["test"][1]
+    for name, file in (("FP32", path), ("INT8", made)):
+        with Session(file, "CPUExecutionProvider", 0) as session:
+            logits[name] = session.logits(rows["valid"] + rows["test"], 0)
+            alone = logits[name][-len(truth):]
+            result["files"][name] = score(truth, alone) | {"batch_dependence": batch_dependence(
+                session, rows["test"], alone, 0, 16, settings["max_length"])}
+    test = {name: values[-len(truth):] for name, values in logits.items()}
+    return {**result, "test_texts": len(truth), "against_fp32": compare(truth, test["INT8"], test["FP32"]),
+            "valid_and_test_against_simulation": None,
+            "valid_and_test_against_fp32": difference(logits["INT8"], logits["FP32"])}
 
 
 def run_stages(method: str, seed: int) -> dict:
@@ -32,11 +87,14 @@ def run_stages(method: str, seed: int) -> dict:
         f"train_qat_{PRECISION}", "export_to_onnx", f"quantize_onnx_{PRECISION}", f"eval_onnx_{PRECISION}")]
     if stages[3] not in read_manifest(run_dir(run)):
         train = ["--model-name", MODEL_NAME, "--seed", str(seed), "--num-epochs", str(NUM_EPOCHS),
-                 "--learning-rate", str(LEARNING_RATE), "--data-dir", DATA_DIR, "--qat", str(method == "qat").lower()]
+                 "--learning-rate", str(LEARNING_RATE), "--data-dir", DATA_DIR, "--qat", str(method != "ptq").lower()]
         data = ["--data-dir", DATA_DIR]
         flags = {stages[0]: train, stages[3]: [*data, "--rounds", "2", "--runs", "10"]}
         if PRECISION == "fp16":
             flags[stages[2]] = data
+        if method == "learned":
+            flags[stages[0]] += LEARNED
+            flags[stages[2]] = LEARNED
         for stage in stages:
             subprocess.run([sys.executable, ROOT / stage, "--run", run, *flags.get(stage, [])], check=True)
     return json.loads((run_dir(run) / "results.json").read_text(encoding="utf-8"))
@@ -44,7 +102,8 @@ def run_stages(method: str, seed: int) -> dict:
 
 def main(settings):
     seeds = [int(seed) for seed in SEEDS.split(",")]
-    results = {method: [run_stages(method, seed) for seed in seeds] for method in METHODS.split(",")}
+    results = {method: [run_static(seed) if method == "static" else run_stages(method, seed) for seed in seeds]
+               for method in METHODS.split(",")}
     table, lines = {}, ["| run | file | accuracy | macro-F1 | each seed |", "|---|---|---|---|---|"]
     for method, runs in results.items():
         for file in ("FP32", PRECISION.upper()):
@@ -57,6 +116,7 @@ def main(settings):
         table[f"{method} against FP32"] = [run["against_fp32"] for run in runs]
         table[f"{method} against simulation"] = [run["valid_and_test_against_simulation"] for run in runs]
         table[f"{method} valid + test against FP32"] = [run["valid_and_test_against_fp32"] for run in runs]
+        table[f"{method} batch dependence"] = [run["files"][PRECISION.upper()]["batch_dependence"] for run in runs]
     print(*lines, sep="\n")
     out = ROOT / "results" / f"qat_against_ptq_{PRECISION}"
     write_json(out.with_suffix(".json"),

@@ -31,7 +31,7 @@ def refuse_other_arithmetic(s: dict, trained: dict) -> None:
     if is_learned(s) and not (trained["QAT"] and is_learned(trained)):
         raise UserError(f"ACTIVATION_RANGES is learned here but {s['RUN']} has learned none: train it with "
                         "--activation-ranges learned" + ("" if trained["QAT"] else " and without --no-qat"))
-    for name in ARITHMETIC if is_learned(s) else set(ARITHMETIC) - set(LEARNED_ONLY):
+    for name in ARITHMETIC if is_learned(s) else [name for name in ARITHMETIC if name not in LEARNED_ONLY]:
         if trained["QAT"] and name in trained and s[name] != trained[name]:
             raise UserError(f"{name} is {s[name]} here but {s['RUN']} was trained with {trained[name]}: "
                             f"set it to {trained[name]}, or train again with --{name.lower().replace('_', '-')} "

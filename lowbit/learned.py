@@ -235,8 +235,12 @@ def observed_ranges(model: nn.Module, rows: list[list[int]]) -> dict[str, dict]:
     """Quantizer -> its learned range and what it met in token rows `rows`: extremes, share of values beyond the range.
 
     Keys are `learned` and `observed` ([low, high] each), `clipped` (0 to 1), `scale` and `zero_point`.
+    Raises UserError if training has driven a scale to zero or below.
     """
     names = {quantizer: name for name, quantizer in quantizers(model).items()}
+    for quantizer, name in names.items():
+        if not quantizer.scale > 0:
+            raise UserError(f"training drove the scale of {name} to {quantizer.scale.item():.3g}: lower LEARNING_RATE")
     seen = {name: {"learned": [bound * quantizer.scale.item() for bound in quantizer.bounds()],
                    "observed": [float("inf"), float("-inf")], "clipped": 0, "values": 0,
                    "scale": quantizer.scale.item(), "zero_point": int(quantizer.zero_point)}

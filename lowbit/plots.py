@@ -79,7 +79,7 @@ def plot_ranges(ranges: dict, path: Path) -> None:
     axis.invert_yaxis()
     axis.margins(y=0.01)
     axis.axvline(0, color="grey", linewidth=0.6)
-    axis.set_title("learned against observed activation ranges", fontsize=10)
+    axis.set_title("activation ranges", fontsize=10, loc="left")
     axis.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

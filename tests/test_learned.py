@@ -24,8 +24,10 @@ from stage_runs import (
 )
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from lowbit.census import census
+from lowbit import sessions
+from lowbit.census import census, openvino_kernels, openvino_lines
 from lowbit.encode import pad
+from lowbit.errors import UserError
 from lowbit.learned import SHRINKAGE, ActivationQuantizer, calibrate, observed_ranges, prepare, quantizers
 from lowbit.sessions import Session
 
@@ -369,8 +371,6 @@ def test_integers_run_in_onnx_runtime(variant_folder, name):
 def test_integers_run_in_openvino(folder):
     """Every Linear layer and every attention of the compiled graph is an int8 kernel."""
     pytest.importorskip("openvino", reason="openvino is not installed: requirements-openvino.txt")
-    from lowbit.census import openvino_kernels, openvino_lines
-
     found = openvino_kernels(folder / "model_qat_int8.onnx")
     assert found["FullyConnected"] == {"i8": LINEAR_LAYERS}
     assert set(openvino_kernels(folder / "model_qat.onnx")["FullyConnected"]) == {"f32"}
@@ -484,6 +484,15 @@ def test_setting_that_is_refused(run, train_flags, eval_flags, stage, flags, sai
                                      EVALUATE: "results.json"}[stage]).exists()
 
 
+def test_scale_below_zero_is_refused(tiny_model, rows):
+    """A learning rate that is too high for scales is a sentence, not a file that inverts its inputs."""
+    model = prepared(tiny_model)
+    with torch.no_grad():
+        quantizers(model)["classifier.quantizer"].scale.fill_(-0.01)
+    with pytest.raises(UserError, match=r"classifier\.quantizer to -0\.01: lower LEARNING_RATE"):
+        observed_ranges(model, rows)
+
+
 def test_learned_file_of_a_dynamic_run_is_refused(finished_run):
     """There is nothing learned to write."""
     done = run_stage_script(QUANTIZE, "--run", copy_until(finished_run, EXPORT), *LEARNED)
@@ -493,9 +502,6 @@ def test_learned_file_of_a_dynamic_run_is_refused(finished_run):
 
 def test_absent_openvino_is_one_sentence(run, eval_flags, monkeypatch):
     """A runtime that is not installed is named with the line that installs it."""
-    from lowbit import sessions
-    from lowbit.errors import UserError
-
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
     with pytest.raises(UserError, match=r"not installed: `pip install -r requirements-openvino\.txt`"):

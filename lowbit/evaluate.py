@@ -46,16 +46,16 @@ def measure_speed(sessions: dict[str, Session], rows, tokenizer, max_length: int
 def batch_dependence(session: Session, rows, alone: np.ndarray, pad_id: int, size: int, max_length: int) -> dict:
     """What batch-mates, order and padding change of the logits `alone` [n, labels] that each row has at batch 1.
 
-    `orders` are batches of `size` in ORDERS random orders, `padded` is each row alone, padded to `max_length`;
+    `arrangements` are batches of `size` in ORDERS random orders, then each row alone, padded to `max_length`;
     `flips` counts rows whose label changes in any of these, `max_logit_difference` is the largest of all.
     """
     orders = [np.random.default_rng(seed).permutation(len(rows)).tolist() for seed in range(ORDERS)]
-    batched = [session.logits(rows, pad_id, size, order) for order in orders]
-    padded = session.logits(rows, pad_id, length=max_length)
-    changed = np.any([logits.argmax(-1) != alone.argmax(-1) for logits in (*batched, padded)], axis=0)
-    parts = {"orders": [difference(logits, alone) for logits in batched], "padded": difference(padded, alone)}
-    largest = max(part["max_logit_difference"] for part in (*parts["orders"], parts["padded"]))
-    return {"batch_size": size, "flips": int(changed.sum()), "max_logit_difference": largest, **parts}
+    arranged = [session.logits(rows, pad_id, size, order) for order in orders]
+    arranged.append(session.logits(rows, pad_id, length=max_length))
+    parts = [difference(logits, alone) for logits in arranged]
+    changed = np.any([logits.argmax(-1) != alone.argmax(-1) for logits in arranged], axis=0)
+    return {"batch_size": size, "flips": int(changed.sum()),
+            "max_logit_difference": max(part["max_logit_difference"] for part in parts), "arrangements": parts}
 
 
 def evaluate(settings: dict, files: dict[str, Path], simulation, tokenizer, preprocessing: dict) -> dict:
@@ -141,7 +141,7 @@ def agreement_lines(result: dict, low: str) -> list[str]:
         lines += [f"  {which} logit difference {ours[key]:.1e} to the simulation, {fp32[key]:.1e} to FP32"
                   for which, key in (("median", "median_logit_difference"), ("largest", "max_logit_difference"))]
     return lines + [f"  {batch['flips']} of {result['test_texts']} test labels change between batch 1 and batches of "
-                    f"{batch['batch_size']} in {len(batch['orders'])} random orders or full padding "
+                    f"{batch['batch_size']} in {ORDERS} random orders or full padding "
                     f"(largest logit change {batch['max_logit_difference']:.1e})"]
 
 

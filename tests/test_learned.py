@@ -28,6 +28,7 @@ from lowbit import sessions
 from lowbit.census import census, openvino_kernels, openvino_lines
 from lowbit.encode import pad
 from lowbit.errors import UserError
+from lowbit.evaluate import batch_dependence
 from lowbit.learned import SHRINKAGE, ActivationQuantizer, calibrate, observed_ranges, prepare, quantizers
 from lowbit.sessions import Session
 
@@ -414,10 +415,10 @@ def test_dynamic_ranges_do_depend_on_the_batch(finished_folder, texts):
 def test_report_has_batch_dependence_and_ranges(folder, stages):
     """Three orders and full padding in the results, their sentence on the terminal, the picture beside them."""
     found = json.loads((folder / "results.json").read_text())["files"]["INT8"]["batch_dependence"]
-    assert len(found["orders"]) == 3
+    assert len(found["arrangements"]) == 3 + 1
     assert found["flips"] == 0
-    assert max(part["max_logit_difference"] for part in (*found["orders"], found["padded"])) == (
-        found["max_logit_difference"]) <= 1e-4
+    largest = max(part["max_logit_difference"] for part in found["arrangements"])
+    assert largest == found["max_logit_difference"] <= 1e-4
     assert "test labels change between batch 1 and batches of 16 in 3 random orders" in stages[1][EVALUATE].stdout
     ranges = json.loads((folder / "activation_ranges.json").read_text())
     assert set(ranges) == set(quantizers(simulation_of(folder)))
@@ -519,3 +520,23 @@ def test_scale_that_was_changed_is_refused(run):
     done = run_stage_script(QUANTIZE, "--run", other, *LEARNED)
     assert done.returncode == 2
     assert "model_qat.pth" in done.error
+
+
+class _Depending:
+    """Stands in for a session: logits that padding to 9 tokens changes, and one text's label with its batch-mates."""
+
+    def logits(self, rows, pad_id, batch_size=1, order=None, length=0):
+        logits = np.tile(np.float32([1.0, 0.5, 0.0]), (len(rows), 1))
+        logits += np.float32(0.25) * (length == 9) * np.float32([0, 0, 1])
+        if batch_size > 1:
+            logits[2] = [0.0, 3.0, 0.0]
+        return logits
+
+
+def test_batch_dependence_counts_texts_once():
+    """A text that changes in every order is one text; the largest change is that of any arrangement."""
+    session, rows = _Depending(), [[1], [2], [3], [4]]
+    found = batch_dependence(session, rows, session.logits(rows, 0), 0, 2, 9)
+    assert (found["flips"], found["max_logit_difference"], found["batch_size"]) == (1, 2.5, 2)
+    assert [part["flips"] for part in found["arrangements"]] == [1, 1, 1, 0]
+    assert found["arrangements"][-1]["max_logit_difference"] == 0.25

@@ -24,6 +24,7 @@ from lowbit.evaluate import batch_dependence
 from lowbit.machine import machine, versions
 from lowbit.score import compare, difference, score
 from lowbit.sessions import Session
+from lowbit.settings import require
 from lowbit.stage import run_stage
 
 # ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
@@ -102,6 +103,9 @@ def run_stages(method: str, seed: int) -> dict:
 
 def main(settings):
     seeds = [int(seed) for seed in SEEDS.split(",")]
+    known = ("qat", "ptq", "learned", "static") if PRECISION == "int8" else ("qat", "ptq")
+    for method in METHODS.split(","):
+        require(method in known, f"METHODS names {method!r}; for {PRECISION} choose from {', '.join(known)}")
     results = {method: [run_static(seed) if method == "static" else run_stages(method, seed) for seed in seeds]
                for method in METHODS.split(",")}
     table, lines = {}, ["| run | file | accuracy | macro-F1 | each seed |", "|---|---|---|---|---|"]

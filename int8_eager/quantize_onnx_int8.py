@@ -5,6 +5,7 @@ Writes  models/<RUN>/model_qat_int8.onnx
 Next    eval_onnx_int8.py
 """
 import logging
+import math
 
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -36,7 +37,7 @@ ACTIVATION_RANGES = "dynamic"   # dynamic: measured over each batch at run time;
 TARGET = "openvino"             # learned only: openvino or tensorrt (int8), onnxruntime (uint8); as trained
 QUANTIZE_ATTENTION = True       # learned only: attention's two products on integers as well; as trained
 PER_CHANNEL = False             # one weight scale per output channel instead of one per tensor; as trained
-QUANTIZE_EMBEDDINGS = True      # embedding tables to uint8 as well: a third to a half of the file; as trained
+QUANTIZE_EMBEDDINGS = True      # embedding tables to 8 bits as well: a third to a half of the file; as trained
 REDUCE_RANGE = False            # 7-bit weights, for CPUs without VNNI; as trained
 # --------------------------------------------------------------------------------------------------
 
@@ -69,6 +70,8 @@ def main(settings):
             raise RuntimeError(f"{len(differing)} of {tensors} tensors differ from those that training simulated: "
                                + ", ".join(differing[:5]))
         worst = largest_difference(model, path)
+        if not math.isfinite(worst):
+            raise RuntimeError("the INT8 file or the simulation gives logits that are no numbers")
         counted = census(path)
         write_json(scratch / "census.json", counted)
         names = publish(scratch)

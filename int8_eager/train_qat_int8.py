@@ -4,11 +4,11 @@ Reads   DATA_DIR/{train,valid,test}.tsv     text<TAB>label (python data/download
 Writes  models/<RUN>/                       model_qat.pth, config.json, tokenizer files, preprocessing.json
 Next    export_to_onnx.py
 """
-from lowbit.int8 import is_learned, prepare
+from lowbit.int8 import is_learned, prepare, step_dtype
 from lowbit.learned import calibrate, observed_ranges, range_lines
 from lowbit.settings import require
 from lowbit.stage import next_command, run_stage
-from lowbit.train import autocast_dtype, fine_tune
+from lowbit.train import fine_tune
 
 # ---- settings: edit here, or for one run: --num-epochs 1 -----------------------------------------
 RUN = "indobert-qat-int8-smsa"  # folder under models/ shared by the four stages
@@ -30,7 +30,7 @@ TARGET = "openvino"             # learned only: openvino or tensorrt (int8, zero
 QUANTIZE_ATTENTION = True       # learned only: attention's two products on integers as well
 CALIBRATION_TEXTS = 512         # learned only: texts of train that the scales start from
 PER_CHANNEL = False             # one weight scale per output channel instead of one per tensor
-QUANTIZE_EMBEDDINGS = True      # embedding tables to uint8 as well: a third to a half of the file
+QUANTIZE_EMBEDDINGS = True      # embedding tables to 8 bits as well: a third to a half of the file
 REDUCE_RANGE = False            # 7-bit weights, for CPUs without VNNI
 AUTOCAST = True                 # BF16/FP16 arithmetic in training steps where the device has it
 # --------------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def main(settings):
         print(*range_lines(seen), sep="\n")
         return {"activation_ranges.json": seen}
 
-    fine_tune(settings, STAGE, simulate, autocast_dtype() if AUTOCAST else None, observe if learned else None)
+    fine_tune(settings, STAGE, simulate, step_dtype(settings), observe if learned else None)
     return next_command("int8_eager/export_to_onnx.py", settings, "RUN")
 
 

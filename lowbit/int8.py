@@ -4,6 +4,7 @@ import torch
 
 from lowbit import fake_quant, learned
 from lowbit.errors import UserError
+from lowbit.train import autocast_dtype
 
 LEARNED_ONLY = ("TARGET", "QUANTIZE_ATTENTION")
 ARITHMETIC = ("ACTIVATION_RANGES", "PER_CHANNEL", "QUANTIZE_EMBEDDINGS", "REDUCE_RANGE", *LEARNED_ONLY)
@@ -24,6 +25,16 @@ def prepare(model: torch.nn.Module, s: dict) -> torch.nn.Module:
         return learned.prepare(model, s["TARGET"], s["PER_CHANNEL"], s["QUANTIZE_EMBEDDINGS"],
                                s["QUANTIZE_ATTENTION"], s["REDUCE_RANGE"])
     return fake_quant.prepare(model, s["PER_CHANNEL"], s["QUANTIZE_EMBEDDINGS"], s["REDUCE_RANGE"])
+
+
+def step_dtype(s: dict) -> torch.dtype | None:
+    """What training steps compute in: BF16 where the device has it, None (FP32) otherwise.
+
+    FP16, which older GPUs have instead, ends at 65,504: sums of integers pass that unless they are scaled inside the
+    product, as only dynamic ranges with one weight scale a tensor do.
+    """
+    dtype = autocast_dtype() if s["AUTOCAST"] else None
+    return None if dtype is torch.float16 and (is_learned(s) or s["PER_CHANNEL"]) else dtype
 
 
 def refuse_other_arithmetic(s: dict, trained: dict) -> None:

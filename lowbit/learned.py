@@ -28,7 +28,7 @@ class _ToIntegers(torch.autograd.Function):
     """clamp(round(x / scale), low, high) as floats; the product that takes them multiplies by `scale` as a constant.
 
     Backward is LSQ's, for the whole of x -> integers * scale: x has its gradient inside the range and none outside;
-    d/dscale is the rounding error inside and the bound outside, over sqrt(elements * high).
+    d/dscale is the rounding error inside and the bound outside, over sqrt(elements * half the number of steps).
     """
 
     @staticmethod
@@ -128,7 +128,10 @@ AttentionMaskInterface.register(ATTENTION, eager_mask)
 
 @torch.no_grad()
 def _shared_inputs(model: nn.Module) -> list[list[nn.Linear]]:
-    """The Linear layers of `model`, those that take one and the same tensor together."""
+    """The Linear layers of `model`, those that take one and the same tensor together.
+
+    Raises UserError if one is used more than once: it would need as many scales.
+    """
     taken, groups = [], {}
 
     def note(module, inputs):
@@ -141,6 +144,9 @@ def _shared_inputs(model: nn.Module) -> list[list[nn.Linear]]:
     model.train(was_training)
     for hook in hooks:
         hook.remove()
+    if len(taken) != len({module for sharing in groups.values() for module in sharing}):
+        raise UserError("MODEL_NAME: this encoder uses a Linear layer several times, and one learned range does not "
+                        "fit all its inputs: train it with --activation-ranges dynamic")
     return list(groups.values())
 
 
@@ -150,7 +156,7 @@ def prepare(model: nn.Module, target: str, per_channel: bool, quantize_embedding
 
     The state dict gains `….quantizer.scale` and `.zero_point` for the input of each Linear (owned by the first of
     those that share it) and `….quantizers.{query,key,probabilities,value}` for each attention.
-    Raises UserError for an unknown target.
+    Raises UserError for an unknown target, or an encoder whose layers this cannot simulate.
     """
     if target not in TARGETS:
         raise UserError(f"TARGET is {target!r}; choose {', '.join(TARGETS)}")
@@ -168,6 +174,9 @@ def prepare(model: nn.Module, target: str, per_channel: bool, quantize_embedding
             module.quantizers = nn.ModuleDict({name: ActivationQuantizer(dtype)
                                                for name in ("query", "key", "probabilities", "value")})
     if quantize_attention:
+        if not any(hasattr(module, "quantizers") for module in model.modules()):
+            raise UserError("QUANTIZE_ATTENTION: this encoder's attention has no scaling that Transformers' attention "
+                            "interface passes on; train it with --no-quantize-attention")
         model.set_attn_implementation(ATTENTION)
     return model
 
@@ -231,16 +240,19 @@ def calibrate(model: nn.Module, rows: list[list[int]], texts: int) -> None:
         quantizer.enabled = True
 
 
+def refuse_lost_scales(model: nn.Module) -> None:
+    """Raise UserError, naming the first, if training has driven a scale to zero or below."""
+    for name, quantizer in quantizers(model).items():
+        if not quantizer.scale > 0:
+            raise UserError(f"training drove the scale of {name} to {quantizer.scale.item():.3g}: lower LEARNING_RATE")
+
+
 def observed_ranges(model: nn.Module, rows: list[list[int]]) -> dict[str, dict]:
     """Quantizer -> its learned range and what it met in token rows `rows`: extremes, share of values beyond the range.
 
     Keys are `learned` and `observed` ([low, high] each), `clipped` (0 to 1), `scale` and `zero_point`.
-    Raises UserError if training has driven a scale to zero or below.
     """
     names = {quantizer: name for name, quantizer in quantizers(model).items()}
-    for quantizer, name in names.items():
-        if not quantizer.scale > 0:
-            raise UserError(f"training drove the scale of {name} to {quantizer.scale.item():.3g}: lower LEARNING_RATE")
     seen = {name: {"learned": [bound * quantizer.scale.item() for bound in quantizer.bounds()],
                    "observed": [float("inf"), float("-inf")], "clipped": 0, "values": 0,
                    "scale": quantizer.scale.item(), "zero_point": int(quantizer.zero_point)}

@@ -1,8 +1,8 @@
 """What a number was measured on: processor, its integer instructions, threads, versions."""
 
+import contextlib
 import functools
 import importlib.metadata
-import importlib.util
 import os
 import platform
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "scikit-learn", "Sas
 def versions() -> dict[str, str]:
     """Python's and the packages' versions; OpenVINO's where it is installed."""
     found = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
-    if importlib.util.find_spec("openvino"):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         found["openvino"] = importlib.metadata.version("openvino")
     return found
 

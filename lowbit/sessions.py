@@ -44,7 +44,10 @@ class Session:
 
     def __init__(self, path: Path, provider: str, threads: int, runtime: str = "onnxruntime"):
         require_runtime(runtime)
-        require_provider(provider)
+        if runtime == "onnxruntime":
+            require_provider(provider)
+        elif provider != "CPUExecutionProvider":
+            raise UserError(f"PROVIDER is {provider!r}, but RUNTIME {runtime} runs on the CPU: drop one of the two")
         self.path = path
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lowbit.worker", str(path), runtime, provider, str(threads)],
@@ -75,6 +78,7 @@ class Session:
             raise self._death() from None
 
     def _death(self) -> RuntimeError:
+        self.process.kill()  # it may be waiting for a request that will not come
         return RuntimeError(f"the process running {self.path} died (exit status {self.process.wait()})")
 
     def _ask(self, command: str, inputs: list[dict], warmup: int = 0):

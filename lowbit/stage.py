@@ -36,5 +36,5 @@ def next_command(script: str, settings: dict, *names: str) -> str:
 
     defaults = read_constants((ROOT / script).read_text(encoding="utf-8"))
     flags = [f"--{name.lower().replace('_', '-')} {shlex.quote(str(settings[name]))}" for name in names
-             if name in defaults and settings[name] != defaults[name][0]]
+             if name in defaults and settings.get(name, defaults[name][0]) != defaults[name][0]]
     return " ".join([f"python {Path(script)}", *flags])

@@ -28,6 +28,7 @@ from lowbit.artifacts import (
 from lowbit.data import LABELS, SPLITS, count_shared, describe, read_split
 from lowbit.encode import encode
 from lowbit.errors import UserError
+from lowbit.learned import refuse_lost_scales
 from lowbit.model import PREPROCESSING, load_pretrained
 from lowbit.score import accuracy_and_f1
 from lowbit.settings import require
@@ -95,7 +96,8 @@ class _EpochLine(TrainerCallback):
             raise UserError(f"the loss is {logs['loss']} in epoch {state.epoch:.0f}: training diverged at "
                             f"LEARNING_RATE {args.learning_rate}; lower it and run again")
 
-    def on_evaluate(self, args, state, control, metrics, **kwargs):
+    def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
+        refuse_lost_scales(model)
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         if state.is_world_process_zero:
             print(f"epoch {state.epoch:.0f}/{args.num_train_epochs:.0f}  loss {losses[-1]:.4f}  "
@@ -152,9 +154,9 @@ def fine_tune(settings: dict, stage: str, prepare, autocast: torch.dtype | None 
     """Train `prepare(model, token rows of train)` on DATA_DIR and write the run's folder; returns it.
 
     Training steps compute in `autocast`, or in FP32. Each epoch scores the simulated model on valid; the epoch of
-    best macro-F1 is kept. Writes model_qat.pth (plain FP32 state dict), config.json, tokenizer files,
-    preprocessing.json, training.json, and what `observe(model, token rows of valid, padding id)` says of the kept
-    epoch: file name -> value, as JSON.
+    best macro-F1 is kept. Writes model_qat.pth (plain state dict: FP32, and learned scales), config.json, tokenizer
+    files, preprocessing.json, training.json, and what `observe(model, token rows of valid, padding id)` says of the
+    kept epoch: file name -> value, as JSON.
     """
     s = settings
     check_settings(s)
@@ -177,20 +179,23 @@ def fine_tune(settings: dict, stage: str, prepare, autocast: torch.dtype | None 
     fingerprint = fingerprint_of(s, [data_dir / f"{name}.tsv" for name in rows], model)
     model = prepare(model, rows["train"])
 
+    args = TrainingArguments(
+        output_dir=str(out / "checkpoints"), num_train_epochs=s["NUM_EPOCHS"], learning_rate=s["LEARNING_RATE"],
+        per_device_train_batch_size=s["BATCH_SIZE"], per_device_eval_batch_size=64,
+        weight_decay=s["WEIGHT_DECAY"], warmup_steps=s["WARMUP_RATIO"], seed=s["SEED"],
+        train_sampling_strategy="group_by_length", fp16=autocast is torch.float16,
+        eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", logging_nan_inf_filter=False,
+        save_total_limit=1,
+        load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True,
+        use_cpu=not torch.cuda.is_available(), average_tokens_across_devices=False, report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available())
+    if args.n_gpu > 1:  # DataParallel would measure a range by replica, and its replicas cannot share a scale
+        print(f"  {args.n_gpu} GPUs are here and one is used; start the stage with torchrun to use them all")
+        args._n_gpu = 1
     trainer = _Trainer(
-        model=model, train_dataset=data["train"], eval_dataset=data["valid"], processing_class=tokenizer,
+        model=model, args=args, train_dataset=data["train"], eval_dataset=data["valid"], processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer), callbacks=[_EpochLine(fingerprint)],
-        compute_metrics=lambda p: accuracy_and_f1(p.label_ids, p.predictions.argmax(-1)),
-        args=TrainingArguments(
-            output_dir=str(out / "checkpoints"), num_train_epochs=s["NUM_EPOCHS"], learning_rate=s["LEARNING_RATE"],
-            per_device_train_batch_size=s["BATCH_SIZE"], per_device_eval_batch_size=64,
-            weight_decay=s["WEIGHT_DECAY"], warmup_steps=s["WARMUP_RATIO"], seed=s["SEED"],
-            train_sampling_strategy="group_by_length", fp16=autocast is torch.float16,
-            eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", logging_nan_inf_filter=False,
-            save_total_limit=1,
-            load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True,
-            use_cpu=not torch.cuda.is_available(), average_tokens_across_devices=False, report_to="none",
-            dataloader_pin_memory=torch.cuda.is_available()))
+        compute_metrics=lambda p: accuracy_and_f1(p.label_ids, p.predictions.argmax(-1)))
     trainer.train_dtype = autocast
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Progress)

@@ -41,9 +41,10 @@ def open_openvino(path: str, _: str, threads: int):
     """The same in OpenVINO on the CPU; floats stay FP32 where its default would be BF16 on processors that have it."""
     import openvino
 
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     request = openvino.compile_model(path, "CPU", {
         "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": threads or os.cpu_count()}).create_infer_request()
+        "INFERENCE_NUM_THREADS": threads or cores}).create_infer_request()
     return lambda batch: request.infer(batch)["logits"].copy()
 
 
@@ -51,8 +52,8 @@ OPENERS = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
 
 
 def main(path: str, runtime: str, provider: str, threads: int) -> None:
-    answers, requests = sys.stdout.buffer, sys.stdin.buffer
-    sys.stdout = sys.stderr  # nothing but answers may reach the pipe
+    answers, requests = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
+    os.dup2(2, 1)  # nothing but answers may reach the pipe, whoever prints
 
     def answer(value):
         pickle.dump(value, answers)

@@ -24,12 +24,20 @@ from stage_runs import (
 )
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from lowbit import sessions
+from lowbit import int8, sessions
 from lowbit.census import census, openvino_kernels, openvino_lines
 from lowbit.encode import pad
 from lowbit.errors import UserError
 from lowbit.evaluate import batch_dependence
-from lowbit.learned import SHRINKAGE, ActivationQuantizer, calibrate, observed_ranges, prepare, quantizers
+from lowbit.learned import (
+    SHRINKAGE,
+    ActivationQuantizer,
+    calibrate,
+    observed_ranges,
+    prepare,
+    quantizers,
+    refuse_lost_scales,
+)
 from lowbit.sessions import Session
 
 LEARNED = ("--activation-ranges", "learned")
@@ -472,6 +480,9 @@ def test_scales_were_trained(folder, stage_flags):
     (QUANTIZE, (*LEARNED, "--no-quantize-attention"), "QUANTIZE_ATTENTION is False here but"),
     (QUANTIZE, (*LEARNED, "--per-channel"), "PER_CHANNEL is True here but"),
     (EVALUATE, ("--runtime", "tensorrt"), "RUNTIME is 'tensorrt'; choose onnxruntime or openvino"),
+    pytest.param(EVALUATE, ("--runtime", "openvino", "--provider", "CUDAExecutionProvider"),
+                 "PROVIDER is 'CUDAExecutionProvider', but RUNTIME openvino runs on the CPU", marks=pytest.mark.skipif(
+                     importlib.util.find_spec("openvino") is None, reason="openvino is not installed")),
 ])
 def test_setting_that_is_refused(run, train_flags, eval_flags, stage, flags, said):
     """One sentence, exit 2, nothing made."""
@@ -485,13 +496,13 @@ def test_setting_that_is_refused(run, train_flags, eval_flags, stage, flags, sai
                                      EVALUATE: "results.json"}[stage]).exists()
 
 
-def test_scale_below_zero_is_refused(tiny_model, rows):
+def test_scale_below_zero_is_refused(tiny_model):
     """A learning rate that is too high for scales is a sentence, not a file that inverts its inputs."""
     model = prepared(tiny_model)
     with torch.no_grad():
         quantizers(model)["classifier.quantizer"].scale.fill_(-0.01)
     with pytest.raises(UserError, match=r"classifier\.quantizer to -0\.01: lower LEARNING_RATE"):
-        observed_ranges(model, rows)
+        refuse_lost_scales(model)
 
 
 def test_learned_file_of_a_dynamic_run_is_refused(finished_run):
@@ -540,3 +551,30 @@ def test_batch_dependence_counts_texts_once():
     assert (found["flips"], found["max_logit_difference"], found["batch_size"]) == (1, 2.5, 2)
     assert [part["flips"] for part in found["arrangements"]] == [1, 1, 1, 0]
     assert found["arrangements"][-1]["max_logit_difference"] == 0.25
+
+
+def test_encoder_with_shared_layers_is_refused():
+    """ALBERT runs one layer many times: a sentence before training, not an invalid file after it."""
+    config = AutoConfig.for_model("albert", vocab_size=50, embedding_size=16, hidden_size=32, num_hidden_layers=2,
+                                  num_attention_heads=2, intermediate_size=64, num_labels=3)
+    with pytest.raises(UserError, match="several times.*--activation-ranges dynamic"):
+        prepare(AutoModelForSequenceClassification.from_config(config), "openvino", False, True, True, False)
+
+
+def test_attention_that_cannot_be_simulated_is_refused():
+    """No silent return to float attention: DeBERTa's does not go through the interface."""
+    config = AutoConfig.for_model("deberta-v2", vocab_size=50, hidden_size=32, num_hidden_layers=1, num_labels=3,
+                                  num_attention_heads=2, intermediate_size=64)
+    with pytest.raises(UserError, match="--no-quantize-attention"):
+        prepare(AutoModelForSequenceClassification.from_config(config), "openvino", False, True, True, False)
+
+
+def test_fp16_steps_are_for_products_scaled_inside(monkeypatch):
+    """Unscaled sums of integers pass FP16's 65,504: learned ranges and per-channel scales train in FP32 there."""
+    settings = {"AUTOCAST": True, "PER_CHANNEL": False, "ACTIVATION_RANGES": "dynamic"}
+    monkeypatch.setattr(int8, "autocast_dtype", lambda: torch.float16)
+    assert int8.step_dtype(settings) is torch.float16
+    assert int8.step_dtype(settings | {"PER_CHANNEL": True}) is None
+    assert int8.step_dtype(settings | {"ACTIVATION_RANGES": "learned"}) is None
+    monkeypatch.setattr(int8, "autocast_dtype", lambda: torch.bfloat16)
+    assert int8.step_dtype(settings | {"ACTIVATION_RANGES": "learned"}) is torch.bfloat16

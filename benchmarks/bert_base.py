@@ -1,6 +1,7 @@
 """What the benchmarks at IndoBERT-base's size share: a run made on random weights, latencies, training steps."""
 
 import multiprocessing
+import shutil
 import statistics
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from lowbit.artifacts import ROOT
+from lowbit.artifacts import ROOT, shown, write_json
 from lowbit.data import LABELS, SPLITS, read_split
 from lowbit.sessions import Session, latency, random_inputs
 
@@ -35,6 +36,15 @@ def make_run(folder: Path, indobert: Path, smsa: Path, stages: list[tuple[str, t
         (data / f"{split}.tsv").write_text("".join(rows), encoding="utf-8")
     for stage, flags in stages:
         subprocess.run([sys.executable, ROOT / stage, "--run", folder.name, *flags], check=True)
+
+
+def write_results(result: dict, name: str, folder: Path, keep: bool) -> None:
+    """results/<name>.json; the run's folder is deleted unless it is to be kept."""
+    out = ROOT / "results" / f"{name}.json"
+    write_json(out, result)
+    if not keep:
+        shutil.rmtree(folder)
+    print(f"wrote {shown(out)}")
 
 
 def time_shapes(sessions: dict[str, Session], low: str, shapes, vocab_size: int, rounds: int, runs: int) -> dict:

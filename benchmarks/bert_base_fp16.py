@@ -6,10 +6,10 @@ Writes  results/bert_base_fp16.json         and models/<RUN>/, about 2 GB, delet
 """
 import shutil
 
-from bert_base import make_run, measure_steps, time_shapes
+from bert_base import make_run, measure_steps, time_shapes, write_results
 from transformers import AutoTokenizer
 
-from lowbit.artifacts import ROOT, file_bytes, resolve, run_dir, shown, write_json
+from lowbit.artifacts import file_bytes, resolve, run_dir
 from lowbit.census import dtype_census, dtype_lines
 from lowbit.fake_fp16 import prepare
 from lowbit.machine import machine, versions
@@ -53,13 +53,9 @@ def main(settings):
         memory = {name: session.peak_memory_mb() for name, session in sessions.items()}
     print(f"  peak memory: FP32 {memory['FP32']:.0f} MB, FP16 {memory['FP16']:.0f} MB")
     step = measure_steps(resolve(INDOBERT_DIR), simulate, False, ROUNDS // 2, STEPS)
-    out = ROOT / "results" / "bert_base_fp16.json"
-    write_json(out, {"machine": machine(), "versions": versions(), "settings": settings, "size_mb": size,
-                     "size_ratio": size["FP16"] / size["FP32"], "census": counted, "latency": timed,
-                     "peak_memory_mb": memory, "training_step_fp32": step})
-    if not KEEP:
-        shutil.rmtree(folder)
-    print(f"wrote {shown(out)}")
+    write_results({"machine": machine(), "versions": versions(), "settings": settings, "size_mb": size,
+                   "size_ratio": size["FP16"] / size["FP32"], "census": counted, "latency": timed,
+                   "peak_memory_mb": memory, "training_step_fp32": step}, "bert_base_fp16", folder, KEEP)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ Writes  results/bert_base_int8.json         and models/<RUN>/, about 2 GB, delet
 import shutil
 
 import torch
-from bert_base import make_run, measure_steps, time_shapes
+from bert_base import make_run, measure_steps, time_shapes, write_results
 from transformers import AutoTokenizer
 
-from lowbit.artifacts import ROOT, resolve, run_dir, shown, write_json
+from lowbit.artifacts import resolve, run_dir
 from lowbit.census import census
 from lowbit.data import read_split
 from lowbit.encode import encode
@@ -65,11 +65,7 @@ def main(settings):
           f"{rates['sorted'] / rates['padded']:.2f}x")
     for name, autocast in (("fp32", False), ("bf16", True))[: 1 + (autocast_dtype() is torch.bfloat16)]:
         result[f"training_step_{name}"] = measure_steps(resolve(INDOBERT_DIR), simulate, autocast, ROUNDS, STEPS)
-    out = ROOT / "results" / "bert_base_int8.json"
-    write_json(out, result)
-    if not KEEP:
-        shutil.rmtree(folder)
-    print(f"wrote {shown(out)}")
+    write_results(result, "bert_base_int8", folder, KEEP)
 
 
 if __name__ == "__main__":

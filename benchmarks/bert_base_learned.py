@@ -15,11 +15,11 @@ import shutil
 
 import numpy as np
 import onnx
-from bert_base import make_run, measure_steps
+from bert_base import make_run, measure_steps, write_results
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import AutoTokenizer
 
-from lowbit.artifacts import ROOT, resolve, run_dir, shown, write_json
+from lowbit.artifacts import resolve, run_dir
 from lowbit.census import census, openvino_kernels
 from lowbit.data import read_split
 from lowbit.encode import encode, pad
@@ -105,11 +105,7 @@ def main(settings):
         result["peak_memory_mb"] = {name: session.peak_memory_mb() for name, session in sessions.items()}
     if STEPS:
         result["training_step_fp32"] = measure_steps(resolve(INDOBERT_DIR), simulate, False, ROUNDS, STEPS)
-    out = ROOT / "results" / "bert_base_learned.json"
-    write_json(out, result)
-    if not KEEP:
-        shutil.rmtree(folder)
-    print(f"wrote {shown(out)}")
+    write_results(result, "bert_base_learned", folder, KEEP)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,13 @@ def copy_until(run: str, stage: str) -> str:
     return name
 
 
+def ended_well(run: str, stages: dict[str, Finished]) -> str:
+    """The run's name, if each of its stages ended with status 0."""
+    for name, done in stages.items():
+        assert done.returncode == 0, f"{name}:\n{done.stderr}"
+    return run
+
+
 def remove_runs() -> None:
     """Delete the folders of every run that new_run named and end the warm process."""
     for folder in _made:

@@ -24,7 +24,7 @@ from onnx.reference.ops.op_matmul import MatMul
 from onnx.reference.ops.op_softmax import Softmax
 from onnxconverter_common import float16 as common
 from onnxruntime.transformers import float16 as runtimes
-from stage_runs import copy_of, new_run, run_folder, run_stage_script
+from stage_runs import copy_of, ended_well, new_run, run_folder, run_stage_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
 from lowbit import export, fake_fp16, fp16
@@ -61,9 +61,7 @@ def stages(fp16_flags):
 @pytest.fixture(scope="module")
 def run(stages):
     """Name of a run that went through all four stages; tests copy it and leave it as it is."""
-    for name, done in stages[1].items():
-        assert done.returncode == 0, f"{name}:\n{done.stderr}"
-    return stages[0]
+    return ended_well(*stages)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from stage_runs import (
     TRAIN,
     copy_of,
     copy_until,
+    ended_well,
     new_run,
     run_folder,
     run_stage_script,
@@ -234,9 +235,7 @@ def stages(stage_flags):
 @pytest.fixture(scope="module")
 def run(stages):
     """Name of the finished learned run."""
-    for name, done in stages[1].items():
-        assert done.returncode == 0, f"{name}:\n{done.stderr}"
-    return stages[0]
+    return ended_well(*stages)
 
 
 @pytest.fixture(scope="module")

@@ -116,6 +116,10 @@ def read_manifest(folder: Path) -> dict:
         raise UserError(f"{shown(path)} cannot be read ({error}): delete it and run the stages again") from None
 
 
+def _digests(folder: Path, reads: list[Path]) -> dict[str, str]:
+    return {path.name if path.parent == folder else shown(path): sha256(path) for path in reads}
+
+
 def record(folder: Path, stage: str, settings: dict, reads: list[Path], writes: list[str]) -> None:
     """Note in the manifest what `stage` wrote into `folder` (bytes, SHA-256), from what, how and with what.
 
@@ -128,7 +132,7 @@ def record(folder: Path, stage: str, settings: dict, reads: list[Path], writes: 
         "settings": settings,
         "versions": versions(),
         "machine": machine(),
-        "reads": {path.name if path.parent == folder else shown(path): sha256(path) for path in reads},
+        "reads": _digests(folder, reads),
         "writes": {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
                    for name in writes},
     }
@@ -166,6 +170,15 @@ def require(folder: Path, stage: str, *names: str) -> list[Path]:
             if now is not None and maker != stage:
                 require(folder, maker, source)
     return [folder / name for name in names]
+
+
+def is_made(folder: Path, stage: str, settings: dict, reads: list[Path], names: list[str]) -> bool:
+    """Whether `stage` has written the files `names`, whole, with these settings and versions and from these sources."""
+    made = read_manifest(folder).get(stage)
+    return (made is not None and made["settings"] == settings and made["versions"] == versions()
+            and made["reads"] == _digests(folder, reads) and set(names) <= set(made["writes"])
+            and all((folder / name).exists() and sha256(folder / name) == made["writes"][name]["sha256"]
+                    for name in made["writes"]))
 
 
 def settings_of(folder: Path, stage: str) -> dict:

@@ -9,7 +9,8 @@ import onnx
 import onnxruntime as ort
 
 INTEGER_PRODUCTS = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm",
-                    "QAttention", "MatMulNBits"}
+                    "QAttention"}
+INT8_STEPS = 4  # accuracy_level at which MatMulNBits quantizes its input and multiplies integers
 FLOAT_PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
 OPENVINO_KERNELS = {"FullyConnected", "MatMul", "Subgraph"}
 INTEGER_TYPES = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
@@ -39,8 +40,12 @@ def census(path: Path) -> dict:
     why, operators = {}, Counter(node.op_type for node in graph.node)
     for node in graph.node:
         weights = [name for name in node.input if name in stored]
-        if node.op_type in INTEGER_PRODUCTS:
+        level = next((entry.i for entry in node.attribute if entry.name == "accuracy_level"), 0)
+        if node.op_type in INTEGER_PRODUCTS or (node.op_type == "MatMulNBits" and level == INT8_STEPS):
             counts["linear" if weights else "attention"]["integer"] += 1
+        elif node.op_type == "MatMulNBits":
+            counts["linear"]["float"] += 1
+            why[node.name] = "its 4-bit weight is dequantized inside the kernel"
         elif node.op_type in FLOAT_PRODUCTS and (weights or set(node.input) & dequantized):
             counts["linear"]["float"] += 1
             why[node.name] = "its weight is stored as a float" if weights else "its weight is dequantized before it"
@@ -53,6 +58,25 @@ def census(path: Path) -> dict:
             if not integer:
                 why[node.name] = "its table is stored as a float"
     return {**counts, "float_nodes": why, "operators": dict(operators.most_common())}
+
+
+def linear_bytes(path: Path) -> int:
+    """Bytes that the file stores for the weights of its Linear layers, with their scales and zero points."""
+    graph = onnx.load(path, load_external_data=False).graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    dequantized = {node.output[0]: node.input for node in graph.node if node.op_type == "DequantizeLinear"}
+    found = set()
+    for node in graph.node:
+        if node.op_type in {*INTEGER_PRODUCTS, *FLOAT_PRODUCTS, "MatMulNBits"}:
+            for name in node.input[1:]:
+                behind = dequantized.get(name, [name])
+                found |= set(behind) & stored.keys() if behind[0] in stored else set()
+    return sum(math.prod(stored[name].dims) * _bits(stored[name].data_type) // 8 for name in found)
+
+
+def _bits(kind: int) -> int:
+    half = kind in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+    return 4 if half else 8 * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 
 def census_lines(result: dict) -> list[str]:

@@ -1,5 +1,6 @@
 """The one reader of labelled text: TSV `text<TAB>label`, quoting off, every bad row named."""
 
+import csv
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ LABELS = ("positive", "neutral", "negative")  # the position is the label's id
 SPLITS = ("train", "valid", "test")
 BAD_ROWS_SHOWN = 10
 BOM = b"\xef\xbb\xbf"
+TWEET_COLUMNS = ("Date", "User", "Tweet", "sentiment")
 
 
 def _read_row(line: bytes) -> tuple[str, int]:
@@ -54,12 +56,62 @@ def read_tsv(path: Path) -> tuple[list[str], list[int]]:
             continue
         texts.append(text)
         labels.append(label)
-    if bad:
-        more = f"\n  … and {len(bad) - BAD_ROWS_SHOWN} more" if len(bad) > BAD_ROWS_SHOWN else ""
-        raise UserError(f"{shown(path)} has {len(bad)} bad row{'s' * (len(bad) > 1)} of {len(lines)}; "
-                        "correct them and run again:\n  " + "\n  ".join(bad[:BAD_ROWS_SHOWN]) + more)
+    _refuse_bad_rows(path, bad, len(lines))
     if not texts:
         raise UserError(f"{shown(path)} is empty: it needs rows of text<TAB>label")
+    return texts, labels
+
+
+def _refuse_bad_rows(path: Path, bad: list[str], total: int) -> None:
+    if bad:
+        more = f"\n  … and {len(bad) - BAD_ROWS_SHOWN} more" if len(bad) > BAD_ROWS_SHOWN else ""
+        raise UserError(f"{shown(path)} has {len(bad)} bad row{'s' * (len(bad) > 1)} of {total}; "
+                        "correct them and run again:\n  " + "\n  ".join(bad[:BAD_ROWS_SHOWN]) + more)
+
+
+def read_tweets(path: Path) -> tuple[list[str], list[int]]:
+    """Texts and label ids of INA_TweetsPPKM_Labeled_Pure.csv: tab-separated, header `Date, User, Tweet, sentiment`.
+
+    Quoted as pandas writes it: a tweet with tabs, line ends or quotes stands in double quotes. `sentiment` is the
+    label id. Raises UserError for a missing or empty file, another header, and bad rows by line: ten in full, and all
+    counted.
+    """
+    if not path.is_file():
+        raise UserError(f"{shown(path)} is missing: put INA_TweetsPPKM_Labeled_Pure.csv there "
+                        f"(tab-separated, columns {', '.join(TWEET_COLUMNS)})")
+    texts, labels, bad, rows = [], [], [], 0
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as lines:
+            reader = csv.reader(lines, delimiter="\t", strict=True)
+            header = [cell.strip() for cell in next(reader, ())]
+            if header != list(TWEET_COLUMNS):
+                raise UserError(f"{shown(path)} line 1 has the columns {', '.join(header) or 'none'}; "
+                                f"they must be {', '.join(TWEET_COLUMNS)}, separated by tabs")
+            start = reader.line_num + 1
+            for cells in reader:
+                rows += 1
+                if len(cells) != len(TWEET_COLUMNS):
+                    bad.append(f"line {start} has {len(cells)} columns instead of {len(TWEET_COLUMNS)}: {cells!r}")
+                elif "\0" in cells[2]:
+                    bad.append(f"line {start} holds a NUL byte: {cells!r}")
+                elif not cells[2].strip():
+                    bad.append(f"line {start} has an empty tweet: {cells!r}")
+                elif cells[3].strip() not in map(str, range(len(LABELS))):
+                    bad.append(f"line {start} has the sentiment {cells[3]!r} instead of 0 (positive), 1 (neutral) or "
+                               f"2 (negative): {cells!r}")
+                else:
+                    texts.append(cells[2].strip())
+                    labels.append(int(cells[3]))
+                start = reader.line_num + 1
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown(path)} is not UTF-8 ({error.reason} at byte {error.start + 1}): "
+                        "save it as UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{shown(path)} line {reader.line_num} breaks the quoting ({error}): a tweet with tabs, line "
+                        "ends or quotes stands in double quotes, and quotes inside are doubled") from None
+    _refuse_bad_rows(path, bad, rows)
+    if not texts:
+        raise UserError(f"{shown(path)} holds no tweet below its header")
     return texts, labels
 
 

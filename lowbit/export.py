@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from safetensors.torch import load_file
 
 from lowbit.artifacts import (
     atomic_folder,
@@ -50,9 +51,13 @@ class _Logits(torch.nn.Module):
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Load a plain state dict strictly; fake-quant state is named and left out, any other mismatch is refused."""
+    """Load a plain state dict (.pth or .safetensors) strictly.
+
+    Fake-quant state is named and left out, any other mismatch is refused.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(
+            path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{shown(path)} is not a plain state dict ({reason}): train again") from error
@@ -139,27 +144,36 @@ def export(model: torch.nn.Module, path: Path, opset: int) -> None:
         raise RuntimeError(f"the exported graph holds training nodes: {', '.join(left)}")
 
 
+def check_opset(opset: int) -> None:
+    """Raises UserError for an operator set that is not exported here."""
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise UserError(f"OPSET is {opset}; {OPSETS[0]} is the lowest (LayerNormalization as one operator), "
+                        f"{OPSETS[1]} the highest that torch's exporter writes")
+
+
+def export_checked(run: Path, weights: str, path: Path, opset: int) -> None:
+    """Export the model in folder `run` to `path`; raises RuntimeError unless it agrees with PyTorch."""
+    model, _, _ = load_run(run)
+    load_weights(model, run / weights)
+    export(model, path, opset)
+    worst = largest_difference(model, path)
+    if not worst <= TOLERANCE:
+        raise RuntimeError(f"the exported graph differs from PyTorch by {worst:.2e}, more than {TOLERANCE:.0e}")
+    onnx.checker.check_model(str(path))
+    print(f"  logits agree with PyTorch within {worst:.1e} on {len(CHECKED_SHAPES)} shapes "
+          f"(batch {min(s[0] for s in CHECKED_SHAPES)} to {max(s[0] for s in CHECKED_SHAPES)}, "
+          f"length {min(s[1] for s in CHECKED_SHAPES)} to {max(s[1] for s in CHECKED_SHAPES)}, with padding)")
+
+
 def export_run(settings: dict, stage: str, train_stage: str) -> Path:
     """Stage 2 for every precision: model_qat.pth -> model_qat.onnx, checked against PyTorch; returns the folder."""
     folder = run_dir(settings["RUN"])
     read = require(folder, train_stage, WEIGHTS, "config.json", PREPROCESSING, *TOKENIZER_FILES)
-    if not OPSETS[0] <= settings["OPSET"] <= OPSETS[1]:
-        raise UserError(f"OPSET is {settings['OPSET']}; {OPSETS[0]} is the lowest (LayerNormalization as one "
-                        f"operator), {OPSETS[1]} the highest that torch's exporter writes")
+    check_opset(settings["OPSET"])
     remove_leftovers(folder)
-    model, _, _ = load_run(folder)
-    load_weights(model, folder / WEIGHTS)
     with atomic_folder(folder) as scratch:
-        path = scratch / ONNX
-        export(model, path, settings["OPSET"])
-        worst = largest_difference(model, path)
-        if not worst <= TOLERANCE:
-            raise RuntimeError(f"the exported graph differs from PyTorch by {worst:.2e}, more than {TOLERANCE:.0e}")
-        onnx.checker.check_model(str(path))
+        export_checked(folder, WEIGHTS, scratch / ONNX, settings["OPSET"])
         names = publish(scratch)
-    print(f"  logits agree with PyTorch within {worst:.1e} on {len(CHECKED_SHAPES)} shapes "
-          f"(batch {min(s[0] for s in CHECKED_SHAPES)} to {max(s[0] for s in CHECKED_SHAPES)}, "
-          f"length {min(s[1] for s in CHECKED_SHAPES)} to {max(s[1] for s in CHECKED_SHAPES)}, with padding)")
     record(folder, stage, settings, read, names)
     print(f"wrote {shown(folder / ONNX)} ({file_bytes(folder / ONNX) / 1e6:.1f} MB)")
     return folder

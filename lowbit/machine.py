@@ -39,9 +39,12 @@ def machine() -> dict:
     }
 
 
-def integer_advice() -> str:
-    """One sentence: whether this processor multiplies U8 by S8 without saturating, and what to set if not."""
-    here = machine()
+def integer_advice(here: dict | None = None) -> str:
+    """One sentence: whether a processor multiplies U8 by S8 without saturating, and what to set if not.
+
+    `here` is what machine() said of it; without it, this machine.
+    """
+    here = here or machine()
     if here["arch"].upper().startswith("X86"):
         if here["vnni"] or here["amx_int8"]:
             return "this CPU has VNNI: 8-bit weights are exact here (REDUCE_RANGE False)"

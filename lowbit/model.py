@@ -8,9 +8,10 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from lowbit.artifacts import ROOT, resolve, shown
+from lowbit.artifacts import ROOT, resolve, shown, write_json
 from lowbit.data import LABELS
 from lowbit.errors import UserError
+from lowbit.text import PRESETS
 
 transformers.utils.logging.disable_progress_bar()  # weight files load in a second
 
@@ -58,12 +59,23 @@ def load_pretrained(name: str, revision: str, num_labels: int):
     return model, tokenizer
 
 
+def save_run(folder: Path, model, tokenizer, cleaning: str, max_length: int) -> None:
+    """Write what load_run reads: config.json, the tokenizer's files, preprocessing.json."""
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / PREPROCESSING, {"cleaning": cleaning, "steps": PRESETS[cleaning], "max_length": max_length,
+                                        "labels": list(LABELS)})
+
+
 def load_run(folder: Path):
     """(empty FP32 model, tokenizer, preprocessing settings) of a run's folder, as the training stage saved them."""
     config = AutoConfig.from_pretrained(folder)
     config._attn_implementation = "eager"  # plain MatMul, Softmax: the graph that quantizes
     model = AutoModelForSequenceClassification.from_config(config)
+    return model.eval(), *load_text_settings(folder)
+
+
+def load_text_settings(folder: Path):
+    """(tokenizer, preprocessing settings) of a run's folder."""
     preprocessing = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
-    return model.eval(), AutoTokenizer.from_pretrained(folder), preprocessing
-
-
+    return AutoTokenizer.from_pretrained(folder), preprocessing

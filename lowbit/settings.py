@@ -40,10 +40,11 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def parse_flags(script: str, doc: str, argv: list[str]) -> dict[str, object]:
+def parse_flags(script: str, doc: str, argv: list[str], bare: str = "") -> dict[str, object]:
     """The settings in force: the constants of `script` with the flags in `argv` laid over them.
 
-    `--num-epochs 1` sets NUM_EPOCHS; a boolean is `--qat`, `--no-qat` or `--qat false`.
+    `--num-epochs 1` sets NUM_EPOCHS; a boolean is `--qat`, `--no-qat` or `--qat false`. An argument without a flag is
+    the value of the setting named `bare`.
     Raises UserError on an unknown flag (naming the nearest) or a value of the wrong type.
     """
     constants = read_constants(Path(script).read_text(encoding="utf-8"))
@@ -58,6 +59,8 @@ def parse_flags(script: str, doc: str, argv: list[str]) -> dict[str, object]:
                                 default=None, help=argparse.SUPPRESS)
         else:
             parser.add_argument(flag, dest=name, default=None, help=shown, metavar=type(value).__name__)
+    if bare:
+        parser.add_argument("bare", nargs="?", metavar=bare.lower(), help=f"the same as --{bare.lower()}")
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
@@ -65,7 +68,7 @@ def parse_flags(script: str, doc: str, argv: list[str]) -> dict[str, object]:
         raise UserError(f"unknown setting {unknown[0]!r}; the nearest is {near[0]}; see --help")
     settings = {}
     for name, (value, _) in constants.items():
-        text = getattr(given, name)
+        text = given.bare if name == bare and given.bare is not None else getattr(given, name)
         flag = "--" + name.lower().replace("_", "-")
         settings[name] = value if text is None else parse_value(flag, text, type(value))
     return settings
@@ -75,3 +78,14 @@ def require(ok: bool, sentence: str) -> None:
     """Refuse a setting that cannot work: raises UserError(sentence) unless ok."""
     if not ok:
         raise UserError(sentence)
+
+
+def chosen(text: str, known, setting: str) -> list[str]:
+    """The names in a comma-separated setting, all of `known` for an empty one, in the order of `known`.
+
+    Raises UserError for a name that is not known.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        require(name in known, f"{setting} names {name!r}; choose from {', '.join(known)}")
+    return [name for name in known if name in names or not names]

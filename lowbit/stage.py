@@ -9,15 +9,16 @@ from lowbit.errors import exit_with_sentence
 from lowbit.settings import parse_flags
 
 
-def run_stage(main, script_globals: dict) -> None:
+def run_stage(main, script_globals: dict, bare: str = "") -> None:
     """Run a stage: lay the flags over its constants, print its first line, call main(settings).
 
-    `main` returns the command to run next, or None. A user's mistake ends in one sentence and exit 2.
+    `main` returns the command to run next, or None. An argument without a flag sets the constant named `bare`.
+    A user's mistake ends in one sentence and exit 2.
     """
     script, doc = script_globals["__file__"], script_globals["__doc__"]
     started = time.monotonic()
     try:
-        settings = parse_flags(script, doc, sys.argv[1:])
+        settings = parse_flags(script, doc, sys.argv[1:], bare)
         script_globals.update(settings)
         print(doc.splitlines()[0], flush=True)
         following = main(settings)

@@ -16,6 +16,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from lowbit.artifacts import (
     atomic_folder,
+    file_bytes,
     publish,
     record,
     remove_leftovers,
@@ -29,10 +30,10 @@ from lowbit.data import LABELS, SPLITS, count_shared, describe, read_split
 from lowbit.encode import encode
 from lowbit.errors import UserError
 from lowbit.learned import refuse_lost_scales
-from lowbit.model import PREPROCESSING, load_pretrained
+from lowbit.model import load_pretrained, save_run
 from lowbit.score import accuracy_and_f1
 from lowbit.settings import require
-from lowbit.text import PRESETS, require_preset
+from lowbit.text import require_preset
 
 WEIGHTS = "model_qat.pth"
 COMPLETE = "complete.json"  # written last into a checkpoint: one without it was cut short by a kill
@@ -150,13 +151,20 @@ def to_dataset(rows: list[list[int]], labels: list[int]) -> Dataset:
                               "labels": labels})
 
 
-def fine_tune(settings: dict, stage: str, prepare, autocast: torch.dtype | None = None, observe=None) -> Path:
+def save_state(model: torch.nn.Module, folder: Path) -> None:
+    """Write model_qat.pth: the plain state dict, loadable with weights_only."""
+    torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
+               folder / WEIGHTS)
+
+
+def fine_tune(settings: dict, stage: str, prepare, autocast: torch.dtype | None = None, observe=None,
+              save=save_state) -> Path:
     """Train `prepare(model, token rows of train)` on DATA_DIR and write the run's folder; returns it.
 
     Training steps compute in `autocast`, or in FP32. Each epoch scores the simulated model on valid; the epoch of
     best macro-F1 is kept. Writes model_qat.pth (plain state dict: FP32, and learned scales), config.json, tokenizer
     files, preprocessing.json, training.json, and what `observe(model, token rows of valid, padding id)` says of the
-    kept epoch: file name -> value, as JSON.
+    kept epoch: file name -> value, as JSON. `save(model, folder)` writes the weights.
     """
     s = settings
     check_settings(s)
@@ -211,12 +219,8 @@ def fine_tune(settings: dict, stage: str, prepare, autocast: torch.dtype | None 
     print(f"keeping epoch {best['epoch']:.0f}: valid macro-F1 {best['eval_macro_f1']:.4f}")
 
     with atomic_folder(out) as scratch:
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        torch.save(state, scratch / WEIGHTS)
-        model.config.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        write_json(scratch / PREPROCESSING, {"cleaning": s["CLEANING"], "steps": PRESETS[s["CLEANING"]],
-                                             "max_length": s["MAX_LENGTH"], "labels": list(LABELS)})
+        save_run(scratch, model, tokenizer, s["CLEANING"], s["MAX_LENGTH"])
+        save(model, scratch)
         write_json(scratch / "training.json", {"epochs": epochs, "kept_epoch": best["epoch"]})
         for name, value in (observe(model, rows["valid"], tokenizer.pad_token_id) if observe else {}).items():
             write_json(scratch / name, value)
@@ -224,5 +228,7 @@ def fine_tune(settings: dict, stage: str, prepare, autocast: torch.dtype | None 
     record(out, stage, s, [data_dir / f"{name}.tsv" for name in rows], names)
     discarded = (out / "checkpoints").rename(out / ".tmp-checkpoints")  # at once: a kill leaves all of them or none
     shutil.rmtree(discarded)
-    print(f"wrote {shown(out / WEIGHTS)} ({(out / WEIGHTS).stat().st_size / 1e6:.1f} MB)")
+    for name in names:
+        if not name.endswith((".json", ".jinja")):
+            print(f"wrote {shown(out / name)} ({file_bytes(out / name) / 1e6:.1f} MB)")
     return out

@@ -1,0 +1,252 @@
+"""The matrix of methods: each file made in a process of its own, then scored and timed by one protocol, in turns.
+
+What a kill interrupts goes on: a file is made once, a method scored once, a round of turns timed once.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lowbit.artifacts import (
+    MANIFEST,
+    atomic_folder,
+    file_bytes,
+    publish,
+    read_manifest,
+    record,
+    sha256,
+    shown,
+    write_json,
+)
+from lowbit.census import census, linear_bytes
+from lowbit.encode import encode
+from lowbit.errors import UserError
+from lowbit.evaluate import batch_dependence
+from lowbit.evaluate import check_settings as check_evaluation
+from lowbit.machine import versions
+from lowbit.model import PREPROCESSING, load_text_settings
+from lowbit.ptq import Candidate
+from lowbit.score import compare, score
+from lowbit.sessions import WARMUP, Session, random_inputs
+from lowbit.settings import require
+
+RESULTS = "results.json"
+MEASURED, COULD_NOT_RUN = "measured", "could not run"
+MEASURING = ("PROVIDER", "THREADS", "BATCH_SIZE", "TOKENS", "ROUNDS", "RUNS", "DEPENDENCE_TEXTS")
+NUMBERS = ("accuracy", "f1", "eval_loss", "ece", "model_size", "compression", "mean_ms", "std_ms", "min_ms", "max_ms",
+           "median_ms", "speedup", "peak_memory_mb", "memory_saving")
+
+
+def check_settings(s: dict) -> None:
+    """Refuse values that cannot make or measure, each with one sentence."""
+    check_evaluation(s)
+    for name in ("TOKENS", "DEPENDENCE_TEXTS"):
+        require(s[name] > 0, f"{name} is {s[name]}; it must be above 0")
+    require(0 <= s["MAX_DROP"] < 100, f"MAX_DROP is {s['MAX_DROP']}; it is in points, from 0 to below 100")
+
+
+def remembered(path: Path, fingerprint: str):
+    """What an interrupted run measured under the same circumstances, or None."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return held["value"] if held["fingerprint"] == fingerprint else None
+
+
+def digest(*parts) -> str:
+    """Of everything that a measurement depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def score_file(candidate: Candidate, data: dict, s: dict) -> dict:
+    """Logits of every split at batch 1, dependence on batch-mates, census."""
+    tokenizer, preprocessing = load_text_settings(candidate.folder)
+    length, pad_id = preprocessing["max_length"], tokenizer.pad_token_id
+    rows = {split: encode(texts, tokenizer, preprocessing["cleaning"], length) for split, (texts, _) in data.items()}
+    with Session(candidate.path, s["PROVIDER"], s["THREADS"]) as session:
+        logits = {split: session.logits(rows[split], pad_id) for split in rows}
+        some = slice(None, None, -(-len(rows["test"]) // s["DEPENDENCE_TEXTS"]))
+        dependence = batch_dependence(session, rows["test"][some], logits["test"][some], pad_id, 16, length)
+    return {"logits": {split: values.tolist() for split, values in logits.items()},
+            "batch_dependence": {"texts": len(rows["test"][some]), **dependence}, "census": census(candidate.path),
+            "linear_weights_mb": linear_bytes(candidate.path) / 1e6}
+
+
+def time_round(candidates: list[Candidate], inputs: list[dict], s: dict) -> dict[str, dict]:
+    """One turn each, in a fresh process: method -> runs_ms after WARMUP uncounted ones, peak_memory_mb; or `error`."""
+    turns = {}
+    for candidate in candidates:
+        try:
+            with Session(candidate.path, s["PROVIDER"], s["THREADS"]) as session:
+                turns[candidate.method] = {"runs_ms": session.milliseconds(inputs),
+                                           "peak_memory_mb": session.peak_memory_mb()}
+        except RuntimeError as error:
+            turns[candidate.method] = {"error": str(error)}
+    return turns
+
+
+def measure(candidates: list[Candidate], data: dict, s: dict, unfinished: Path) -> dict[str, dict]:
+    """Method -> row. `data` maps test, and valid where there is one, to (texts, label ids); the first file is FP32.
+
+    Steps are kept in the folder `unfinished` until the caller deletes it.
+    """
+    context = {"settings": {name: s[name] for name in MEASURING}, "versions": versions(),
+               "data": digest(data)}
+    scored, files = {}, {}
+    for candidate in [candidate for candidate in candidates if candidate.path]:
+        method = candidate.method
+        files[method] = digest(context, sha256(candidate.path),
+                               (candidate.folder / PREPROCESSING).read_text(encoding="utf-8"))
+        path = unfinished / f"{method}.json"
+        scored[method] = remembered(path, files[method])
+        if scored[method] is not None:
+            print(f"  {method}: scored before")
+            continue
+        try:
+            scored[method] = score_file(candidate, data, s)
+        except RuntimeError as error:
+            candidate.reason = str(error)
+            del scored[method]
+            print(f"  {method}: could not be scored: {candidate.reason}", flush=True)
+            continue
+        write_json(path, {"fingerprint": files[method], "value": scored[method]})
+        right = np.argmax(scored[method]["logits"]["test"], -1) == np.asarray(data["test"][1])
+        print(f"  {method}: test accuracy {right.mean():.4f}", flush=True)
+
+    running = [candidate for candidate in candidates if not candidate.reason]
+    tokenizer, preprocessing = load_text_settings(candidates[0].folder)
+    inputs = random_inputs(len(tokenizer), s["BATCH_SIZE"], min(s["TOKENS"], preprocessing["max_length"]), s["RUNS"])
+    rounds = []
+    for number in range(1, s["ROUNDS"] + 1):
+        path, fingerprint = unfinished / f"round-{number}.json", digest(files)
+        turns = remembered(path, fingerprint)
+        if turns is None:
+            started = time.monotonic()
+            turns = time_round(running, inputs, s)
+            write_json(path, {"fingerprint": fingerprint, "value": turns})
+            print(f"  round {number} of {s['ROUNDS']}: {len(running)} files timed in turns, "
+                  f"{time.monotonic() - started:.0f} s", flush=True)
+        else:
+            print(f"  round {number} of {s['ROUNDS']}: timed before")
+        rounds.append(turns)
+    for candidate in running:
+        candidate.reason = next((turns[candidate.method]["error"] for turns in rounds
+                                 if "error" in turns[candidate.method]), "")
+    if candidates[0].reason:
+        raise RuntimeError(f"the FP32 file could not be measured: {candidates[0].reason}")
+    return {candidate.method: row_of(candidate, candidates[0], scored, rounds, data, s) for candidate in candidates}
+
+
+def row_of(candidate: Candidate, base: Candidate, scored: dict, rounds: list[dict], data: dict, s: dict) -> dict:
+    """All that results.json says of one method."""
+    common = {"recipe": candidate.recipe, "fp32_sha256": sha256(base.path), "data_sha256": digest(data)}
+    if candidate.reason:
+        return {"status": COULD_NOT_RUN, "reason": candidate.reason, **dict.fromkeys(NUMBERS), **common}
+    method = candidate.method
+    turns, theirs = ([turn[name] for turn in rounds] for name in (method, base.method))
+    logits, reference = ({split: np.array(values, np.float32) for split, values in scored[name]["logits"].items()}
+                         for name in (method, base.method))
+    quality = {split: score(data[split][1], values) for split, values in logits.items()}
+    before = {split: score(data[split][1], values) for split, values in reference.items()}
+    drop = {split: 100 * (before[split]["accuracy"] - quality[split]["accuracy"]) for split in quality}
+    runs = np.concatenate([turn["runs_ms"] for turn in turns])
+    ratios = [statistics.median(other["runs_ms"]) / statistics.median(turn["runs_ms"])
+              for turn, other in zip(turns, theirs, strict=True)]
+    size, memory = file_bytes(candidate.path) / 1e6, statistics.median(turn["peak_memory_mb"] for turn in turns)
+    base_memory = statistics.median(turn["peak_memory_mb"] for turn in theirs)
+    return {
+        "status": MEASURED, "file": shown(candidate.path), "samples": len(data["test"][1]),
+        **quality["test"], "f1": quality["test"]["macro_f1"],
+        "valid": quality.get("valid"), "against_fp32": compare(data["test"][1], logits["test"], reference["test"]),
+        "accuracy_drop": drop, "max_drop": s["MAX_DROP"],
+        "within_max_drop": bool(max(drop.values()) <= s["MAX_DROP"] + 1e-9),
+        "model_size": size, "compression": file_bytes(base.path) / 1e6 / size,
+        "mean_ms": float(runs.mean()), "std_ms": float(runs.std(ddof=1)) if len(runs) > 1 else 0.0,
+        "min_ms": float(runs.min()), "max_ms": float(runs.max()), "median_ms": float(np.median(runs)),
+        "speedup": statistics.median(ratios), "round_speedups": ratios, "runs_ms": runs.tolist(),
+        "peak_memory_mb": memory, "memory_saving": 1 - memory / base_memory,
+        **{key: scored[method][key] for key in ("batch_dependence", "census", "linear_weights_mb")},
+        "making": candidate.making,
+        "protocol": {name: s[name] for name in MEASURING} | {"WARMUP": WARMUP}, **common}
+
+
+def write_results(folder: Path, stage: str, s: dict, rows: dict[str, dict], reads: list[Path],
+                  unfinished: str) -> dict[str, dict]:
+    """results.json and results.csv of an experiment, `rows` laid over what stands there; returns all rows.
+
+    Rows of another FP32 file or of other data are dropped, in words. The folder `unfinished` in it is deleted.
+    """
+    old = read_results(folder) if (folder / RESULTS).exists() else {}
+    base = next(iter(rows.values()))
+    stale = [name for name, row in old.items() if name not in rows
+             and any(row[key] != base[key] for key in ("fp32_sha256", "data_sha256"))]
+    if stale:
+        print(f"  dropping {', '.join(stale)} from {shown(folder / RESULTS)}: measured beside another FP32 file or on "
+              "other data")
+    rows = {name: row for name, row in {**old, **rows}.items() if name not in stale}
+    with atomic_folder(folder) as scratch:
+        write_json(scratch / RESULTS, rows)
+        (scratch / "results.csv").write_text(csv_text(rows), encoding="utf-8")
+        names = publish(scratch)
+    record(folder, stage, s, reads, names)
+    shutil.rmtree(folder / unfinished, ignore_errors=True)
+    print(f"wrote {', '.join(names)} in {shown(folder)}")
+    return rows
+
+
+def read_results(folder: Path) -> dict[str, dict]:
+    """The rows of an experiment; raises UserError unless they are what a stage recorded last."""
+    path = folder / RESULTS
+    written = [made["writes"].get(RESULTS, {}).get("sha256") for made in read_manifest(folder).values()]
+    if not path.exists() or sha256(path) not in written:
+        state = "was changed since it was recorded in" if path.exists() else "is missing beside"
+        raise UserError(f"{shown(path)} {state} {shown(folder / MANIFEST)}: run `python ptq/run_ptq.py {folder.name}`")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_experiments(results: Path) -> dict[str, dict]:
+    """Experiment -> rows, of every folder in `results` that holds some; raises UserError where none does."""
+    found = sorted((path.parent for path in results.glob(f"*/{RESULTS}")), key=lambda folder: (
+        not folder.name.startswith("finetuned"), folder.name))
+    if not found:
+        raise UserError(f"{shown(results)} holds no <experiment>/{RESULTS}: run `python ptq/run_ptq.py` first")
+    return {folder.name: read_results(folder) for folder in found}
+
+
+def csv_text(rows: dict[str, dict]) -> str:
+    """One line a method, one column a number."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["method", "status", *NUMBERS, "accuracy_drop", "within_max_drop", "flips", "mcnemar_p", "samples",
+                     "reason"])
+    for method, row in rows.items():
+        paired = row.get("against_fp32", {})
+        writer.writerow([method, row["status"], *(row[name] for name in NUMBERS),
+                         row.get("accuracy_drop", {}).get("test"), row.get("within_max_drop"), paired.get("flips"),
+                         paired.get("mcnemar_p"), row.get("samples"), row.get("reason", "")])
+    return out.getvalue()
+
+
+def table_lines(rows: dict[str, dict]) -> list[str]:
+    """The matrix as a table for the terminal."""
+    width = max(map(len, rows))
+    lines = [f"  {'method':{width}} {'accuracy':>9} {'macro-F1':>9} {'drop':>6} {'MB':>7} {'ms':>8} {'speed-up':>9} "
+             f"{'memory MB':>9}  flips"]
+    for method, row in rows.items():
+        if row["status"] != MEASURED:
+            lines.append(f"  {method:{width}} {row['reason']}")
+            continue
+        paired = row["against_fp32"]
+        lines.append(f"  {method:{width}} {row['accuracy']:9.4f} {row['f1']:9.4f} {row['accuracy_drop']['test']:6.2f} "
+                     f"{row['model_size']:7.1f} {row['median_ms']:8.2f} {row['speedup']:8.2f}x "
+                     f"{row['peak_memory_mb']:9.0f}  {paired['flips']} (p = {paired['mcnemar_p']:.2f})"
+                     + "  loses too much" * (not row["within_max_drop"]))
+    return lines

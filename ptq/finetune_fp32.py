@@ -1,0 +1,49 @@
+"""Stage 1 of 5: fine-tune the FP32 baseline by the recipe of QAT, with nothing simulated, and export it to ONNX.
+
+Reads   DATA_DIR/{train,valid,test}.tsv     text<TAB>label (python data/download_smsa.py)
+Writes  models/<RUN>/                       model.safetensors, config.json, tokenizer files, preprocessing.json,
+                                            model_fp32.onnx
+Next    run_ptq.py
+"""
+from lowbit.export import check_opset, export_checked
+from lowbit.ptq import SOURCE
+from lowbit.stage import next_command, run_stage
+from lowbit.train import autocast_dtype, fine_tune
+
+# ---- settings: edit here, or for one run: --num-epochs 1 -----------------------------------------
+RUN = "indobert-fp32-smsa-3label-finetuned"  # folder under models/; from_pretrained() loads it
+MODEL_NAME = "indobenchmark/indobert-base-p2"  # hub name, or a folder such as models/bert-mini-id
+MODEL_REVISION = "94b4e0a82081fa57f227fcc2024d1ea89b57ac1f"  # commit on the hub; a folder ignores it
+DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv, from the project's root
+CLEANING = "negation-safe"      # text cleaning: documents, negation-safe or minimal; saved with the model
+MAX_LENGTH = 128                # tokens; longer texts are cut and counted
+NUM_LABELS = 3                  # positive 0, neutral 1, negative 2
+NUM_EPOCHS = 3                  # passes over train; the best on valid is kept
+BATCH_SIZE = 16                 # texts a step and device
+LEARNING_RATE = 2e-5            # peak of the linear schedule
+WARMUP_RATIO = 0.1              # share of the steps until the peak
+WEIGHT_DECAY = 0.01             # AdamW
+SEED = 42                       # of the head's first weights, dropout and order
+AUTOCAST = True                 # BF16/FP16 arithmetic in training steps where the device has it
+OPSET = 17                      # ONNX operator set of the graph; 17 or higher
+# --------------------------------------------------------------------------------------------------
+
+STAGE, WEIGHTS = "ptq/finetune_fp32.py", "model.safetensors"
+
+
+def main(settings):
+    check_opset(OPSET)
+
+    def unchanged(model, _):
+        return model
+
+    def save(model, folder):
+        model.save_pretrained(folder)
+        export_checked(folder, WEIGHTS, folder / SOURCE, OPSET)
+
+    fine_tune(settings, STAGE, unchanged, autocast_dtype() if AUTOCAST else None, save=save)
+    return next_command("ptq/run_ptq.py", settings, "RUN", "DATA_DIR")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

@@ -1,0 +1,110 @@
+"""Stage 2 of 5: every post-training method on one FP32 model, made, scored and timed in turns: one row each.
+
+Reads   models/<RUN>/model_fp32.onnx        (finetune_fp32.py); for original_*: MODEL_NAME with an untrained head
+        DATA_DIR/{train,valid,test}.tsv     train: texts to calibrate on; for *_tweets: TWEETS
+Writes  models/<RUN>/model_<method>.onnx    one a method
+        RESULTS/<experiment>/               results.json, results.csv
+Next    run_qat.py (where there are QAT runs), compare_methods.py
+"""
+from transformers import set_seed
+
+from lowbit.artifacts import atomic_folder, is_made, publish, record, require, resolve, run_dir
+from lowbit.data import read_tsv
+from lowbit.experiments import EXPERIMENTS, read_experiment, wanted_experiments
+from lowbit.export import export_checked
+from lowbit.matrix import check_settings, measure, table_lines, write_results
+from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_pretrained, save_run
+from lowbit.ptq import SOURCE, make_files
+from lowbit.settings import chosen
+from lowbit.settings import require as require_setting
+from lowbit.stage import next_command, run_stage
+from lowbit.text import require_preset
+
+# ---- settings: edit here, or for one run: finetuned_smsa --methods fp32,int8_dynamic --------------
+EXPERIMENT = ""                 # original_smsa, finetuned_smsa, original_tweets, finetuned_tweets; "" = all with data
+METHODS = ""                    # rows to make and measure, by name, with commas; "" = all
+RUN = "indobert-fp32-smsa-3label-finetuned"  # finetuned_*: folder under models/ of finetune_fp32.py
+ORIGINAL_RUN = "indobert-fp32-original-3label"  # original_*: folder under models/, made here
+MODEL_NAME = "indobenchmark/indobert-base-p2"  # original_*: hub name, or a folder such as models/bert-mini-id
+MODEL_REVISION = "94b4e0a82081fa57f227fcc2024d1ea89b57ac1f"  # original_*: commit on the hub; a folder ignores it
+CLEANING = "negation-safe"      # original_*: text cleaning: documents, negation-safe or minimal
+MAX_LENGTH = 128                # original_*: tokens; longer texts are cut and counted
+DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv, from the project's root
+TWEETS = "data/INA_TweetsPPKM_Labeled_Pure.csv"  # *_tweets: tab-separated Date, User, Tweet, sentiment
+SEED = 42                       # of the untrained head, and of the choice of calibration texts
+CALIBRATION_TEXTS = 512         # static: texts of train, one at a time
+PERCENTILE = 99.999             # static, percentile: share of the values inside the range, in percent
+PER_CHANNEL = False             # static: one weight scale per output channel instead of one per tensor
+QUANTIZE_EMBEDDINGS = True      # INT8 and INT4: embedding tables to 8 bits as well
+REDUCE_RANGE = False            # INT8: 7-bit weights, for CPUs without VNNI
+MAX_DROP = 1.0                  # points of accuracy below FP32, on valid or test, from which a method is never advised
+PROVIDER = "CPUExecutionProvider"  # ONNX Runtime execution provider; an absent one is an error
+THREADS = 0                     # threads of each session; 0 = every core
+BATCH_SIZE = 1                  # texts of a timed batch
+TOKENS = 128                    # their length
+ROUNDS = 3                      # turns that each file takes, in a new process each
+RUNS = 30                       # measured runs a turn, after 5 that are not counted
+DEPENDENCE_TEXTS = 100          # test texts on which the dependence on batch-mates is looked for
+RESULTS = "results"             # folder of the experiments' results, from the project's root
+# --------------------------------------------------------------------------------------------------
+
+RECIPES = {
+    "fp32": {"kind": "fp32"},
+    "fp16": {"kind": "fp16"},
+    "int8_dynamic": {"kind": "dynamic", "per_channel": False},
+    "int8_dynamic_per_channel": {"kind": "dynamic", "per_channel": True},
+    **{f"int8_static_{form}_{activations}s8_{calibration}":
+       {"kind": "static", "form": form, "activations": activations, "calibration": calibration}
+       for form, activations in (("qdq", "s8"), ("qdq", "u8"), ("qoperator", "u8"))
+       for calibration in ("minmax", "entropy", "percentile")},
+    **{f"int4_{algorithm}_{'sym' if symmetric else 'asym'}_block{block_size}":
+       {"kind": "int4", "algorithm": algorithm, "symmetric": symmetric, "block_size": block_size}
+       for algorithm in ("rtn", "hqq") for symmetric in (True, False) for block_size in (32, 64, 128)},
+}
+FINETUNE, STAGE, WEIGHTS = "ptq/finetune_fp32.py", "ptq/run_ptq.py", "model.safetensors"
+
+
+def make_original(settings):
+    """models/<ORIGINAL_RUN>: the encoder as it comes, with a head that was never trained."""
+    folder = run_dir(ORIGINAL_RUN)
+    made = {name: settings[name] for name in ("MODEL_NAME", "MODEL_REVISION", "CLEANING", "MAX_LENGTH", "SEED")}
+    if not is_made(folder, STAGE, made, [], [SOURCE]):
+        require_preset(CLEANING)
+        set_seed(SEED)
+        model, tokenizer = load_pretrained(MODEL_NAME, MODEL_REVISION, 3)
+        require_setting(3 <= MAX_LENGTH <= model.config.max_position_embeddings,
+                        f"MAX_LENGTH is {MAX_LENGTH}; {MODEL_NAME} reads 3 to {model.config.max_position_embeddings}")
+        with atomic_folder(folder) as scratch:
+            model.save_pretrained(scratch)
+            save_run(scratch, model, tokenizer, CLEANING, MAX_LENGTH)
+            export_checked(scratch, WEIGHTS, scratch / SOURCE, 17)
+            names = publish(scratch)
+        record(folder, STAGE, made, [], names)
+    return folder
+
+
+def main(settings):
+    check_settings(settings)
+    require_setting(CALIBRATION_TEXTS > 0, f"CALIBRATION_TEXTS is {CALIBRATION_TEXTS}; it must be above 0")
+    require_setting(50 < PERCENTILE <= 100, f"PERCENTILE is {PERCENTILE}; it must be above 50 and at most 100")
+    methods = chosen(METHODS, RECIPES, "METHODS")
+    recipes = {name: RECIPES[name] for name in RECIPES if name in methods or name == "fp32"}
+    data_dir = resolve(DATA_DIR)
+    texts, _ = read_tsv(data_dir / "train.tsv")
+    for experiment in wanted_experiments(EXPERIMENT, EXPERIMENTS, TWEETS):
+        data, read = read_experiment(experiment, DATA_DIR, TWEETS)
+        if experiment.startswith("original"):
+            folder = make_original(settings)
+        else:
+            folder = run_dir(RUN)
+            require(folder, FINETUNE, SOURCE, PREPROCESSING, *TOKENIZER_FILES)
+        candidates = make_files(folder, STAGE, recipes, settings, data_dir / "train.tsv", texts)
+        out = resolve(RESULTS) / experiment
+        rows = measure(candidates, data, settings, out / "unfinished_ptq")
+        read += [candidate.path for candidate in candidates if candidate.path]
+        print(*table_lines(write_results(out, STAGE, settings, rows, read, "unfinished_ptq")), sep="\n")
+    return next_command("ptq/compare_methods.py", settings, "RESULTS")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals(), bare="EXPERIMENT")

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = --data-dir data/sample
 
-.PHONY: quickstart int8 int8-learned fp16 test clean
+.PHONY: quickstart int8 int8-learned fp16 ptq test clean
 
 quickstart: int8
 
@@ -28,6 +28,15 @@ fp16: .venv/installed
 	$(PY) fp16_eager/quantize_onnx_fp16.py --run sample-fp16 $(SAMPLE)
 	$(PY) fp16_eager/eval_onnx_fp16.py --run sample-fp16 $(SAMPLE)
 
+# every post-training method on the bundled sample, in short; ends with results/sample/report.html
+ptq: models/sample-fp32/model_fp32.onnx
+	$(PY) ptq/run_ptq.py finetuned_smsa --run sample-fp32 --results results/sample --rounds 2 --runs 10 $(SAMPLE)
+	$(PY) ptq/compare_methods.py --results results/sample
+	$(PY) ptq/generate_report.py --results results/sample
+
+models/sample-fp32/model_fp32.onnx: | .venv/installed
+	$(PY) ptq/finetune_fp32.py --run sample-fp32 --model-name models/bert-mini-id $(SAMPLE)
+
 test: .venv/installed .venv/openvino
 	$(PY) -m ruff check .
 	$(PY) -m pytest
@@ -43,4 +52,4 @@ test: .venv/installed .venv/openvino
 	touch .venv/openvino
 
 clean:
-	rm -rf .venv models/sample-int8 models/sample-learned models/sample-fp16
+	rm -rf .venv models/sample-int8 models/sample-learned models/sample-fp16 models/sample-fp32 results/sample

@@ -3,31 +3,17 @@
 What a kill interrupts goes on: a file is made once, a method scored once, a round of turns timed once.
 """
 
-import csv
 import hashlib
-import io
 import json
-import shutil
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 
-from lowbit.artifacts import (
-    MANIFEST,
-    atomic_folder,
-    file_bytes,
-    publish,
-    read_manifest,
-    record,
-    sha256,
-    shown,
-    write_json,
-)
+from lowbit.artifacts import file_bytes, sha256, shown, write_json
 from lowbit.census import census, linear_bytes
 from lowbit.encode import encode
-from lowbit.errors import UserError
 from lowbit.evaluate import batch_dependence
 from lowbit.evaluate import check_settings as check_evaluation
 from lowbit.machine import versions
@@ -37,7 +23,7 @@ from lowbit.score import compare, score
 from lowbit.sessions import WARMUP, Session, random_inputs
 from lowbit.settings import require
 
-RESULTS = "results.json"
+DEPENDENCE_BATCH = 16  # texts a batch when batch-mates are looked at
 MEASURED, COULD_NOT_RUN = "measured", "could not run"
 MEASURING = ("PROVIDER", "THREADS", "BATCH_SIZE", "TOKENS", "ROUNDS", "RUNS", "DEPENDENCE_TEXTS")
 NUMBERS = ("accuracy", "f1", "eval_loss", "ece", "model_size", "compression", "mean_ms", "std_ms", "min_ms", "max_ms",
@@ -74,7 +60,8 @@ def score_file(candidate: Candidate, data: dict, s: dict) -> dict:
     with Session(candidate.path, s["PROVIDER"], s["THREADS"]) as session:
         logits = {split: session.logits(rows[split], pad_id) for split in rows}
         some = slice(None, None, -(-len(rows["test"]) // s["DEPENDENCE_TEXTS"]))
-        dependence = batch_dependence(session, rows["test"][some], logits["test"][some], pad_id, 16, length)
+        dependence = batch_dependence(session, rows["test"][some], logits["test"][some], pad_id,
+                                      DEPENDENCE_BATCH, length)
     return {"logits": {split: values.tolist() for split, values in logits.items()},
             "batch_dependence": {"texts": len(rows["test"][some]), **dependence}, "census": census(candidate.path),
             "linear_weights_mb": linear_bytes(candidate.path) / 1e6}
@@ -98,15 +85,30 @@ def measure(candidates: list[Candidate], data: dict, s: dict, unfinished: Path) 
 
     Steps are kept in the folder `unfinished` until the caller deletes it.
     """
-    context = {"settings": {name: s[name] for name in MEASURING}, "versions": versions(),
-               "data": digest(data)}
-    scored, files = {}, {}
+    base = candidates[0]
+    marks = fingerprints(candidates, data, s)
+    scored = score_all(candidates, marks, data, s, unfinished)
+    if not base.reason:
+        rounds = time_all([candidate for candidate in candidates if not candidate.reason], marks, s, unfinished)
+    if base.reason:
+        raise RuntimeError(f"the FP32 file could not be measured: {base.reason}")
+    return {candidate.method: row_of(candidate, base, scored, rounds, data, s) for candidate in candidates}
+
+
+def fingerprints(candidates: list[Candidate], data: dict, s: dict) -> dict[str, str]:
+    """Method -> digest of what its figures depend on: file, text cleaning, data, protocol, versions."""
+    context = {name: s[name] for name in MEASURING}, versions(), data
+    return {candidate.method: digest(context, sha256(candidate.path),
+                                     (candidate.folder / PREPROCESSING).read_text(encoding="utf-8"))
+            for candidate in candidates if candidate.path}
+
+
+def score_all(candidates: list[Candidate], marks: dict, data: dict, s: dict, unfinished: Path) -> dict[str, dict]:
+    """Method -> score_file() of every file that there is; one that fails gets its `reason`."""
+    scored = {}
     for candidate in [candidate for candidate in candidates if candidate.path]:
-        method = candidate.method
-        files[method] = digest(context, sha256(candidate.path),
-                               (candidate.folder / PREPROCESSING).read_text(encoding="utf-8"))
-        path = unfinished / f"{method}.json"
-        scored[method] = remembered(path, files[method])
+        method, path = candidate.method, unfinished / f"{candidate.method}.json"
+        scored[method] = remembered(path, marks[method])
         if scored[method] is not None:
             print(f"  {method}: scored before")
             continue
@@ -114,35 +116,36 @@ def measure(candidates: list[Candidate], data: dict, s: dict, unfinished: Path) 
             scored[method] = score_file(candidate, data, s)
         except RuntimeError as error:
             candidate.reason = str(error)
-            del scored[method]
             print(f"  {method}: could not be scored: {candidate.reason}", flush=True)
             continue
-        write_json(path, {"fingerprint": files[method], "value": scored[method]})
+        write_json(path, {"fingerprint": marks[method], "value": scored[method]})
         right = np.argmax(scored[method]["logits"]["test"], -1) == np.asarray(data["test"][1])
         print(f"  {method}: test accuracy {right.mean():.4f}", flush=True)
+    return scored
 
-    running = [candidate for candidate in candidates if not candidate.reason]
+
+def time_all(candidates: list[Candidate], marks: dict, s: dict, unfinished: Path) -> list[dict]:
+    """ROUNDS times time_round(); a file that fails in one gets its `reason`."""
     tokenizer, preprocessing = load_text_settings(candidates[0].folder)
     inputs = random_inputs(len(tokenizer), s["BATCH_SIZE"], min(s["TOKENS"], preprocessing["max_length"]), s["RUNS"])
+    fingerprint = digest({candidate.method: marks[candidate.method] for candidate in candidates})
     rounds = []
     for number in range(1, s["ROUNDS"] + 1):
-        path, fingerprint = unfinished / f"round-{number}.json", digest(files)
+        path = unfinished / f"round-{number}.json"
         turns = remembered(path, fingerprint)
         if turns is None:
             started = time.monotonic()
-            turns = time_round(running, inputs, s)
+            turns = time_round(candidates, inputs, s)
             write_json(path, {"fingerprint": fingerprint, "value": turns})
-            print(f"  round {number} of {s['ROUNDS']}: {len(running)} files timed in turns, "
+            print(f"  round {number} of {s['ROUNDS']}: {len(candidates)} files timed in turns, "
                   f"{time.monotonic() - started:.0f} s", flush=True)
         else:
             print(f"  round {number} of {s['ROUNDS']}: timed before")
         rounds.append(turns)
-    for candidate in running:
+    for candidate in candidates:
         candidate.reason = next((turns[candidate.method]["error"] for turns in rounds
                                  if "error" in turns[candidate.method]), "")
-    if candidates[0].reason:
-        raise RuntimeError(f"the FP32 file could not be measured: {candidates[0].reason}")
-    return {candidate.method: row_of(candidate, candidates[0], scored, rounds, data, s) for candidate in candidates}
+    return rounds
 
 
 def row_of(candidate: Candidate, base: Candidate, scored: dict, rounds: list[dict], data: dict, s: dict) -> dict:
@@ -176,77 +179,3 @@ def row_of(candidate: Candidate, base: Candidate, scored: dict, rounds: list[dic
         **{key: scored[method][key] for key in ("batch_dependence", "census", "linear_weights_mb")},
         "making": candidate.making,
         "protocol": {name: s[name] for name in MEASURING} | {"WARMUP": WARMUP}, **common}
-
-
-def write_results(folder: Path, stage: str, s: dict, rows: dict[str, dict], reads: list[Path],
-                  unfinished: str) -> dict[str, dict]:
-    """results.json and results.csv of an experiment, `rows` laid over what stands there; returns all rows.
-
-    Rows of another FP32 file or of other data are dropped, in words. The folder `unfinished` in it is deleted.
-    """
-    old = read_results(folder) if (folder / RESULTS).exists() else {}
-    base = next(iter(rows.values()))
-    stale = [name for name, row in old.items() if name not in rows
-             and any(row[key] != base[key] for key in ("fp32_sha256", "data_sha256"))]
-    if stale:
-        print(f"  dropping {', '.join(stale)} from {shown(folder / RESULTS)}: measured beside another FP32 file or on "
-              "other data")
-    rows = {name: row for name, row in {**old, **rows}.items() if name not in stale}
-    with atomic_folder(folder) as scratch:
-        write_json(scratch / RESULTS, rows)
-        (scratch / "results.csv").write_text(csv_text(rows), encoding="utf-8")
-        names = publish(scratch)
-    record(folder, stage, s, reads, names)
-    shutil.rmtree(folder / unfinished, ignore_errors=True)
-    print(f"wrote {', '.join(names)} in {shown(folder)}")
-    return rows
-
-
-def read_results(folder: Path) -> dict[str, dict]:
-    """The rows of an experiment; raises UserError unless they are what a stage recorded last."""
-    path = folder / RESULTS
-    written = [made["writes"].get(RESULTS, {}).get("sha256") for made in read_manifest(folder).values()]
-    if not path.exists() or sha256(path) not in written:
-        state = "was changed since it was recorded in" if path.exists() else "is missing beside"
-        raise UserError(f"{shown(path)} {state} {shown(folder / MANIFEST)}: run `python ptq/run_ptq.py {folder.name}`")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_experiments(results: Path) -> dict[str, dict]:
-    """Experiment -> rows, of every folder in `results` that holds some; raises UserError where none does."""
-    found = sorted((path.parent for path in results.glob(f"*/{RESULTS}")), key=lambda folder: (
-        not folder.name.startswith("finetuned"), folder.name))
-    if not found:
-        raise UserError(f"{shown(results)} holds no <experiment>/{RESULTS}: run `python ptq/run_ptq.py` first")
-    return {folder.name: read_results(folder) for folder in found}
-
-
-def csv_text(rows: dict[str, dict]) -> str:
-    """One line a method, one column a number."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "status", *NUMBERS, "accuracy_drop", "within_max_drop", "flips", "mcnemar_p", "samples",
-                     "reason"])
-    for method, row in rows.items():
-        paired = row.get("against_fp32", {})
-        writer.writerow([method, row["status"], *(row[name] for name in NUMBERS),
-                         row.get("accuracy_drop", {}).get("test"), row.get("within_max_drop"), paired.get("flips"),
-                         paired.get("mcnemar_p"), row.get("samples"), row.get("reason", "")])
-    return out.getvalue()
-
-
-def table_lines(rows: dict[str, dict]) -> list[str]:
-    """The matrix as a table for the terminal."""
-    width = max(map(len, rows))
-    lines = [f"  {'method':{width}} {'accuracy':>9} {'macro-F1':>9} {'drop':>6} {'MB':>7} {'ms':>8} {'speed-up':>9} "
-             f"{'memory MB':>9}  flips"]
-    for method, row in rows.items():
-        if row["status"] != MEASURED:
-            lines.append(f"  {method:{width}} {row['reason']}")
-            continue
-        paired = row["against_fp32"]
-        lines.append(f"  {method:{width}} {row['accuracy']:9.4f} {row['f1']:9.4f} {row['accuracy_drop']['test']:6.2f} "
-                     f"{row['model_size']:7.1f} {row['median_ms']:8.2f} {row['speedup']:8.2f}x "
-                     f"{row['peak_memory_mb']:9.0f}  {paired['flips']} (p = {paired['mcnemar_p']:.2f})"
-                     + "  loses too much" * (not row["within_max_drop"]))
-    return lines

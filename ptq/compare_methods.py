@@ -5,8 +5,9 @@ Writes  RESULTS/comparison/                 comparison.csv, comparison.md, <expe
 Next    generate_report.py
 """
 from lowbit.artifacts import atomic_folder, publish, resolve, shown
-from lowbit.matrix import MEASURED, csv_text, read_experiments, table_lines
+from lowbit.matrix import MEASURED
 from lowbit.matrix_plots import PLOTS, draw
+from lowbit.results import csv_text, read_experiments, table_lines
 from lowbit.stage import next_command, run_stage
 
 # ---- settings: edit here, or for one run: --results results/sample --------------------------------

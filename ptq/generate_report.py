@@ -12,8 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lowbit.advice import recommend, target_rows
 from lowbit.artifacts import read_manifest, resolve, shown, write_text
 from lowbit.machine import integer_advice
-from lowbit.matrix import MEASURED, read_experiments
+from lowbit.matrix import MEASURED
 from lowbit.matrix_plots import PLOTS, draw
+from lowbit.results import read_experiments
 from lowbit.stage import run_stage
 
 # ---- settings: edit here, or for one run: --results results/sample --------------------------------

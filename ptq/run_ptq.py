@@ -12,9 +12,10 @@ from lowbit.artifacts import atomic_folder, is_made, publish, record, require, r
 from lowbit.data import read_tsv
 from lowbit.experiments import EXPERIMENTS, read_experiment, wanted_experiments
 from lowbit.export import export_checked
-from lowbit.matrix import check_settings, measure, table_lines, write_results
+from lowbit.matrix import check_settings, measure
 from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_pretrained, save_run
 from lowbit.ptq import SOURCE, make_files
+from lowbit.results import table_lines, write_results
 from lowbit.settings import chosen
 from lowbit.settings import require as require_setting
 from lowbit.stage import next_command, run_stage

@@ -9,9 +9,10 @@ from lowbit.artifacts import require, resolve, run_dir, settings_of
 from lowbit.errors import UserError
 from lowbit.experiments import EXPERIMENTS, read_experiment, wanted_experiments
 from lowbit.int8 import is_learned
-from lowbit.matrix import check_settings, measure, table_lines, write_results
+from lowbit.matrix import check_settings, measure
 from lowbit.model import PREPROCESSING, TOKENIZER_FILES
 from lowbit.ptq import SOURCE, Candidate
+from lowbit.results import table_lines, write_results
 from lowbit.settings import require as require_setting
 from lowbit.stage import next_command, run_stage
 

@@ -1,11 +1,12 @@
 """The TSV reader: everything well-formed reads back equal, everything else is named by file and line."""
 
+import pandas
 import pytest
 from conftest import SAMPLE, SMSA, real_data
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lowbit.data import LABELS, count_shared, describe, read_split, read_tsv
+from lowbit.data import LABELS, count_shared, describe, read_split, read_tsv, read_tweets
 from lowbit.errors import UserError
 
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\t\n\0")).filter(str.strip)
@@ -163,3 +164,63 @@ def test_smsa_is_read_whole():
     assert describe("test", splits["test"][1]).endswith("(positive 208, neutral 88, negative 204)")
     assert count_shared(splits["train"][0], splits["valid"][0]) == 14
     assert count_shared(splits["train"][0], splits["test"][0]) == 0
+
+
+TWEET_HEADER = "Date\tUser\tTweet\tsentiment"
+BAD_TWEETS = {
+    "three columns": ("2021\tu\tenak", ("3 columns",)),
+    "five columns": ("2021\tu\tenak\tsekali\t0", ("5 columns",)),
+    "no tweet": ("2021\tu\t \t0", ("empty tweet",)),
+    "a word for a sentiment": ("2021\tu\tenak\tpositive", ("'positive'", "0 (positive)")),
+    "an unknown sentiment": ("2021\tu\tenak\t3", ("'3'",)),
+    "NUL": ("2021\tu\ten\0ak\t0", ("NUL",)),
+}
+
+
+def tweets_refusal(path, content: bytes) -> str:
+    """The sentence with which reading `content` as tweets ends."""
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_tweets(path)
+    assert path.name in str(caught.value)
+    return str(caught.value)
+
+
+@given(rows=st.lists(st.tuples(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0\r")).filter(
+    str.strip), st.integers(0, 2)), min_size=1), bom=st.booleans(), end=st.sampled_from(("\n", "\r\n")))
+def test_tweets_read_back_as_pandas_writes_them(file, rows, bom, end):
+    """Tabs, line ends and quotes inside a tweet, which is then quoted; labels are the ids."""
+    frame = pandas.DataFrame([("2021-07-01", "u", text, label) for text, label in rows],
+                             columns=TWEET_HEADER.split("\t"))
+    frame.to_csv(file, sep="\t", index=False, lineterminator=end, encoding="utf-8-sig" if bom else "utf-8")
+    assert read_tweets(file) == ([text.strip() for text, _ in rows], [label for _, label in rows])
+
+
+@pytest.mark.parametrize("name", BAD_TWEETS)
+def test_a_bad_tweet_is_named_by_its_line(file, name):
+    """Behind a tweet of two lines, the line is the one an editor shows."""
+    row, said = BAD_TWEETS[name]
+    text = tweets_refusal(file, f'{TWEET_HEADER}\n2021\tu\t"dua\nbaris"\t0\n{row}\n'.encode())
+    assert "line 4 " in text
+    assert all(words in text for words in said)
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (b"", ("line 1", "none")),
+    (b"Tweet\tsentiment\nenak\t0\n", ("line 1", "Tweet, sentiment", "Date, User, Tweet, sentiment")),
+    (b"Date,User,Tweet,sentiment\n2021,u,enak,0\n", ("line 1", "separated by tabs")),
+    (TWEET_HEADER.encode() + b"\n", ("no tweet",)),
+    (TWEET_HEADER.encode() + b"\n2021\tu\tcaf\xe9\t0\n", ("UTF-8",)),
+    (TWEET_HEADER.encode() + b'\n2021\tu\t"enak\t0\n', ("line 2", "quot")),
+    (TWEET_HEADER.encode() + b'\n2021\tu\t"enak" sekali\t0\n', ("line 2", "quot")),
+])
+def test_a_file_of_tweets_that_is_none_is_refused(file, content, said):
+    """Empty, without its header, with other separators, encodings or quoting: one sentence."""
+    text = tweets_refusal(file, content)
+    assert all(words in text for words in said)
+
+
+def test_absent_tweets_are_asked_for(tmp_path):
+    """The sentence names the file, where it belongs and its columns."""
+    with pytest.raises(UserError, match="put INA_TweetsPPKM_Labeled_Pure.csv there .*Date, User, Tweet, sentiment"):
+        read_tweets(tmp_path / "tweets.csv")

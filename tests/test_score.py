@@ -58,3 +58,25 @@ def test_report_names_every_label_even_unseen():
     """A label without a prediction is a row of zeros, not an error."""
     report = report_text([0, 0, 2], logits_for([0, 0, 0]))
     assert all(word in report for word in ("positive", "neutral", "negative"))
+
+
+@given(st.lists(st.tuples(labels, st.tuples(*[st.floats(-8, 8)] * 3)), min_size=1, max_size=60))
+def test_loss_and_calibration_error_follow_their_definitions(rows):
+    """Mean cross-entropy; gaps between confidence and accuracy in 15 bins of equal width, weighted by their texts."""
+    truth = [label for label, _ in rows]
+    logits = np.array([values for _, values in rows], np.float64)
+    found = score(truth, logits)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    loss = np.mean([-np.log(row[label]) for row, label in zip(probabilities, truth, strict=True)])
+    assert found["eval_loss"] == pytest.approx(loss, abs=1e-6)
+    error = 0.0
+    for number in range(15):
+        low, high = number / 15, (number + 1) / 15
+        inside = [(row.max(), row.argmax() == label) for row, label in zip(probabilities, truth, strict=True)
+                  if low < row.max() <= high]
+        if inside:
+            confidence, right = map(np.mean, zip(*inside, strict=True))
+            error += len(inside) / len(rows) * abs(confidence - right)
+    assert found["ece"] == pytest.approx(error, abs=1e-9)
+    assert list(found["f1_per_class"]) == ["positive", "neutral", "negative"]
+    assert np.mean(list(found["f1_per_class"].values())) == pytest.approx(found["macro_f1"])

@@ -161,3 +161,12 @@ def test_shell_sees_one_sentence_and_exit_2(flags, said):
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_an_argument_without_a_flag_sets_the_setting_named_for_it(script):
+    """`stage.py other` is `stage.py --run other`; a stage that names none, or a second argument, is refused."""
+    assert parse_flags(str(script), "", ["other"], bare="RUN")["RUN"] == "other"
+    assert parse_flags(str(script), "", ["--num-epochs", "1"], bare="RUN")["RUN"] == "my-run"
+    for argv, bare in ((["other"], ""), (["one", "two"], "RUN")):
+        with pytest.raises(UserError, match="unknown setting"):
+            parse_flags(str(script), "", argv, bare=bare)

@@ -152,7 +152,8 @@ def row_of(candidate: Candidate, base: Candidate, scored: dict, rounds: list[dic
     """All that results.json says of one method."""
     common = {"recipe": candidate.recipe, "fp32_sha256": sha256(base.path), "data_sha256": digest(data)}
     if candidate.reason:
-        return {"status": COULD_NOT_RUN, "reason": candidate.reason, **dict.fromkeys(NUMBERS), **common}
+        reason = " ".join(candidate.reason.split())
+        return {"status": COULD_NOT_RUN, "reason": reason, **dict.fromkeys(NUMBERS), **common}
     method = candidate.method
     turns, theirs = ([turn[name] for turn in rounds] for name in (method, base.method))
     logits, reference = ({split: np.array(values, np.float32) for split, values in scored[name]["logits"].items()}

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lowbit import ptq_worker
 from lowbit.artifacts import atomic_folder, file_bytes, is_made, publish, record, remove_leftovers, sha256, write_json
 from lowbit.encode import encode
 from lowbit.machine import versions
@@ -54,7 +55,8 @@ def make_files(folder: Path, stage: str, recipes: dict[str, dict], s: dict, trai
 
     Static recipes calibrate on CALIBRATION_TEXTS of `texts`, the texts of the file `train`.
     """
-    source, options = folder / SOURCE, {name: s[name] for name in MAKING}
+    source = folder / SOURCE
+    options = {name: s[name] for name in MAKING} | {"MADE_BY": sha256(Path(ptq_worker.__file__))}
     tokenizer, preprocessing = load_text_settings(folder)
     remove_leftovers(folder)
     chosen = random.Random(s["SEED"]).sample(texts, min(s["CALIBRATION_TEXTS"], len(texts)))

@@ -60,28 +60,36 @@ def csv_text(rows: dict[str, dict]) -> str:
     """One line a method, one column a number."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "status", *NUMBERS, "accuracy_drop", "within_max_drop", "flips", "mcnemar_p", "samples",
-                     "reason"])
+    writer.writerow(["method", "status", *NUMBERS, "lost_on_test", "lost_on_valid", "within_max_drop", "flips",
+                     "mcnemar_p", "samples", "reason"])
     for method, row in rows.items():
         paired = row.get("against_fp32", {})
         writer.writerow([method, row["status"], *(row[name] for name in NUMBERS),
-                         row.get("accuracy_drop", {}).get("test"), row.get("within_max_drop"), paired.get("flips"),
-                         paired.get("mcnemar_p"), row.get("samples"), row.get("reason", "")])
+                         *(row.get("accuracy_drop", {}).get(split) for split in ("test", "valid")),
+                         row.get("within_max_drop"), paired.get("flips"), paired.get("mcnemar_p"), row.get("samples"),
+                         row.get("reason", "")])
     return out.getvalue()
+
+
+def lost(row: dict, split: str) -> str:
+    """Points of accuracy below FP32 on a split, "-" where it was not scored."""
+    return f"{row['accuracy_drop'][split]:.2f}" if split in row["accuracy_drop"] else "-"
 
 
 def table_lines(rows: dict[str, dict]) -> list[str]:
     """The matrix as a table for the terminal."""
     width = max(map(len, rows))
-    lines = [f"  {'method':{width}} {'accuracy':>9} {'macro-F1':>9} {'drop':>6} {'MB':>7} {'ms':>8} {'speed-up':>9} "
-             f"{'memory MB':>9}  flips"]
+    lines = [f"  {'':{width}} {'accuracy':>9} {'macro-F1':>9} {'points lost on':>16} {'':>7} {'median':>8} {'':>9} "
+             f"{'peak':>6}",
+             f"  {'method':{width}} {'%':>9} {'%':>9} {'test':>8} {'valid':>7} {'MB':>7} {'ms':>8} {'speed-up':>9} "
+             f"{'MB':>6}  flips"]
     for method, row in rows.items():
         if row["status"] != MEASURED:
-            lines.append(f"  {method:{width}} {row['reason']}")
+            lines.append(f"  {method:{width}} could not run: {row['reason']}")
             continue
         paired = row["against_fp32"]
-        lines.append(f"  {method:{width}} {row['accuracy']:9.4f} {row['f1']:9.4f} {row['accuracy_drop']['test']:6.2f} "
-                     f"{row['model_size']:7.1f} {row['median_ms']:8.2f} {row['speedup']:8.2f}x "
-                     f"{row['peak_memory_mb']:9.0f}  {paired['flips']} (p = {paired['mcnemar_p']:.2f})"
+        lines.append(f"  {method:{width}} {100 * row['accuracy']:9.2f} {100 * row['f1']:9.2f} {lost(row, 'test'):>8} "
+                     f"{lost(row, 'valid'):>7} {row['model_size']:7.1f} {row['median_ms']:8.2f} {row['speedup']:8.2f}x "
+                     f"{row['peak_memory_mb']:6.0f}  {paired['flips']} (p = {paired['mcnemar_p']:.2f})"
                      + "  loses too much" * (not row["within_max_drop"]))
     return lines

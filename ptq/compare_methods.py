@@ -7,15 +7,15 @@ Next    generate_report.py
 from lowbit.artifacts import atomic_folder, publish, resolve, shown
 from lowbit.matrix import MEASURED
 from lowbit.matrix_plots import PLOTS, draw
-from lowbit.results import csv_text, read_experiments, table_lines
+from lowbit.results import csv_text, lost, read_experiments, table_lines
 from lowbit.stage import next_command, run_stage
 
 # ---- settings: edit here, or for one run: --results results/sample --------------------------------
 RESULTS = "results"             # folder of the experiments' results, from the project's root
 # --------------------------------------------------------------------------------------------------
 
-HEADS = ("method", "accuracy, %", "macro-F1, %", "lost, points", "MB", "median ms", "speed-up", "peak MB",
-         "flips (McNemar p)")
+HEADS = ("method", "accuracy, %", "macro-F1, %", "lost on test, points", "lost on valid", "MB", "median ms", "speed-up",
+         "peak MB", "flips (McNemar p)")
 
 
 def comparison_csv(experiments: dict[str, dict]) -> str:
@@ -41,8 +41,8 @@ def comparison_markdown(experiments: dict[str, dict]) -> str:
             paired = row["against_fp32"]
             mark = "" if row["within_max_drop"] else " **loses too much**"
             lines.append(f"| {method}{mark} | {100 * row['accuracy']:.2f} | {100 * row['f1']:.2f} | "
-                         f"{row['accuracy_drop']['test']:.2f} | {row['model_size']:.1f} | {row['median_ms']:.2f} | "
-                         f"{row['speedup']:.2f}x | {row['peak_memory_mb']:.0f} | "
+                         f"{lost(row, 'test')} | {lost(row, 'valid')} | {row['model_size']:.1f} | "
+                         f"{row['median_ms']:.2f} | {row['speedup']:.2f}x | {row['peak_memory_mb']:.0f} | "
                          f"{paired['flips']} ({paired['mcnemar_p']:.2f}) |")
         lines.append("")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ Writes  models/<RUN>/model_<method>.onnx    one a method
         RESULTS/<experiment>/               results.json, results.csv
 Next    run_qat.py (where there are QAT runs), compare_methods.py
 """
+import torch
 from transformers import set_seed
 
 from lowbit.artifacts import atomic_folder, is_made, publish, record, require, resolve, run_dir
@@ -69,10 +70,14 @@ def make_original(settings):
     """models/<ORIGINAL_RUN>: the encoder as it comes, with a head that was never trained."""
     folder = run_dir(ORIGINAL_RUN)
     made = {name: settings[name] for name in ("MODEL_NAME", "MODEL_REVISION", "CLEANING", "MAX_LENGTH", "SEED")}
-    if not is_made(folder, STAGE, made, [], [SOURCE]):
+    source = sorted(resolve(MODEL_NAME).glob("*.safetensors"))  # of a folder; the hub's are pinned
+    if not is_made(folder, STAGE, made, source, [SOURCE]):
         require_preset(CLEANING)
         set_seed(SEED)
         model, tokenizer = load_pretrained(MODEL_NAME, MODEL_REVISION, 3)
+        for name, tensor in model.named_parameters():  # a folder may bring a head that was trained
+            if not name.startswith(f"{model.base_model_prefix}."):
+                torch.nn.init.normal_(tensor, std=model.config.initializer_range)
         require_setting(3 <= MAX_LENGTH <= model.config.max_position_embeddings,
                         f"MAX_LENGTH is {MAX_LENGTH}; {MODEL_NAME} reads 3 to {model.config.max_position_embeddings}")
         with atomic_folder(folder) as scratch:
@@ -80,7 +85,7 @@ def make_original(settings):
             save_run(scratch, model, tokenizer, CLEANING, MAX_LENGTH)
             export_checked(scratch, WEIGHTS, scratch / SOURCE, 17)
             names = publish(scratch)
-        record(folder, STAGE, made, [], names)
+        record(folder, STAGE, made, source, names)
     return folder
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from conftest import read_plain_rows
+from safetensors.torch import load_file
 from stage_runs import ROOT, ended_well, new_run, run_folder, run_stage_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -272,6 +273,22 @@ def test_an_untrained_head_is_measured_too(tiny_model, small_data, tmp_path):
     assert json.loads((tmp_path / "original_smsa" / "results.json").read_text())["int8_dynamic"]["status"] == MEASURED
     assert stage(MATRIX, *flags).returncode == 0
     assert (run_folder(run) / "model_fp32.onnx").stat().st_mtime_ns == first
+
+
+def test_the_head_of_an_original_is_new_even_where_the_folder_brings_one(baseline, small_data, tmp_path):
+    """Made from a fine-tuned folder, its encoder stays and its head goes; one seed gives one head."""
+    heads = []
+    for seed in (1, 1, 2):
+        run = new_run()
+        done = stage(MATRIX, "original_smsa", "--original-run", run, "--model-name", run_folder(baseline), "--methods",
+                     "fp32", "--data-dir", small_data, "--results", tmp_path, "--seed", seed, *QUICK)
+        assert done.returncode == 0, done.stderr
+        heads.append(load_file(run_folder(run) / "model.safetensors"))
+    trained = load_file(run_folder(baseline) / "model.safetensors")
+    changed = {name for name in trained if not trained[name].equal(heads[0][name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+    assert heads[0]["classifier.weight"].equal(heads[1]["classifier.weight"])
+    assert not heads[0]["classifier.weight"].equal(heads[2]["classifier.weight"])
 
 
 TWEETS = 'Date\tUser\tTweet\tsentiment\n' + "".join(

@@ -41,7 +41,7 @@ def main(settings):
         folder.mkdir()
         make_run(folder, resolve(INDOBERT_DIR), resolve(DATA_DIR), [(FINETUNE, (
             "--model-name", folder / "encoder", "--data-dir", data, "--num-epochs", "1"))])
-        shutil.copy(resolve(DATA_DIR) / "train.tsv", data)  # what is calibrated on
+    shutil.copy(resolve(DATA_DIR) / "train.tsv", data)  # what is calibrated on
     flags = [f"--{name.lower().replace('_', '-')}={settings[name]}" for name in (
         "RESULTS", "CALIBRATION_TEXTS", "BATCH_SIZE", "TOKENS", "ROUNDS", "RUNS")]
     subprocess.run([sys.executable, ROOT / MATRIX, "finetuned_smsa", "--run", folder.name, "--data-dir", data, *flags],

@@ -16,11 +16,11 @@ from lowbit.census import census, linear_bytes
 from lowbit.encode import encode
 from lowbit.evaluate import batch_dependence
 from lowbit.evaluate import check_settings as check_evaluation
-from lowbit.machine import versions
-from lowbit.model import PREPROCESSING, load_text_settings
+from lowbit.machine import machine, versions
+from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_text_settings
 from lowbit.ptq import Candidate
 from lowbit.score import compare, score
-from lowbit.sessions import WARMUP, Session, random_inputs
+from lowbit.sessions import WARMUP, Session, random_inputs, require_provider
 from lowbit.settings import require
 
 DEPENDENCE_BATCH = 16  # texts a batch when batch-mates are looked at
@@ -33,6 +33,8 @@ NUMBERS = ("accuracy", "f1", "eval_loss", "ece", "model_size", "compression", "m
 def check_settings(s: dict) -> None:
     """Refuse values that cannot make or measure, each with one sentence."""
     check_evaluation(s)
+    require_provider(s["PROVIDER"])
+    require(s["RUNS"] > 1, f"RUNS is {s['RUNS']}; a spread takes at least 2")
     for name in ("TOKENS", "DEPENDENCE_TEXTS"):
         require(s[name] > 0, f"{name} is {s[name]}; it must be above 0")
     require(0 <= s["MAX_DROP"] < 100, f"MAX_DROP is {s['MAX_DROP']}; it is in points, from 0 to below 100")
@@ -59,6 +61,8 @@ def score_file(candidate: Candidate, data: dict, s: dict) -> dict:
     rows = {split: encode(texts, tokenizer, preprocessing["cleaning"], length) for split, (texts, _) in data.items()}
     with Session(candidate.path, s["PROVIDER"], s["THREADS"]) as session:
         logits = {split: session.logits(rows[split], pad_id) for split in rows}
+        if not all(np.isfinite(values).all() for values in logits.values()):
+            raise RuntimeError("its logits are no numbers for some text")
         some = slice(None, None, -(-len(rows["test"]) // s["DEPENDENCE_TEXTS"]))
         dependence = batch_dependence(session, rows["test"][some], logits["test"][some], pad_id,
                                       DEPENDENCE_BATCH, length)
@@ -86,6 +90,8 @@ def measure(candidates: list[Candidate], data: dict, s: dict, unfinished: Path) 
     Steps are kept in the folder `unfinished` until the caller deletes it.
     """
     base = candidates[0]
+    _, preprocessing = load_text_settings(base.folder)
+    s = s | {"TOKENS": min(s["TOKENS"], preprocessing["max_length"])}
     marks = fingerprints(candidates, data, s)
     scored = score_all(candidates, marks, data, s, unfinished)
     if not base.reason:
@@ -96,11 +102,11 @@ def measure(candidates: list[Candidate], data: dict, s: dict, unfinished: Path) 
 
 
 def fingerprints(candidates: list[Candidate], data: dict, s: dict) -> dict[str, str]:
-    """Method -> digest of what its figures depend on: file, text cleaning, data, protocol, versions."""
-    context = {name: s[name] for name in MEASURING}, versions(), data
-    return {candidate.method: digest(context, sha256(candidate.path),
-                                     (candidate.folder / PREPROCESSING).read_text(encoding="utf-8"))
-            for candidate in candidates if candidate.path}
+    """Method -> digest of what its figures depend on: file, cleaning, tokenizer, data, protocol, versions, machine."""
+    context = {name: s[name] for name in MEASURING}, versions(), machine(), data
+    return {candidate.method: digest(context, *(sha256(path) for path in (
+        candidate.path, *(candidate.folder / name for name in (PREPROCESSING, *TOKENIZER_FILES)))))
+        for candidate in candidates if candidate.path}
 
 
 def score_all(candidates: list[Candidate], marks: dict, data: dict, s: dict, unfinished: Path) -> dict[str, dict]:
@@ -126,8 +132,8 @@ def score_all(candidates: list[Candidate], marks: dict, data: dict, s: dict, unf
 
 def time_all(candidates: list[Candidate], marks: dict, s: dict, unfinished: Path) -> list[dict]:
     """ROUNDS times time_round(); a file that fails in one gets its `reason`."""
-    tokenizer, preprocessing = load_text_settings(candidates[0].folder)
-    inputs = random_inputs(len(tokenizer), s["BATCH_SIZE"], min(s["TOKENS"], preprocessing["max_length"]), s["RUNS"])
+    tokenizer, _ = load_text_settings(candidates[0].folder)
+    inputs = random_inputs(len(tokenizer), s["BATCH_SIZE"], s["TOKENS"], s["RUNS"])
     fingerprint = digest({candidate.method: marks[candidate.method] for candidate in candidates})
     rounds = []
     for number in range(1, s["ROUNDS"] + 1):
@@ -135,8 +141,10 @@ def time_all(candidates: list[Candidate], marks: dict, s: dict, unfinished: Path
         turns = remembered(path, fingerprint)
         if turns is None:
             started = time.monotonic()
-            turns = time_round(candidates, inputs, s)
-            write_json(path, {"fingerprint": fingerprint, "value": turns})
+            first = (number - 1) * len(candidates) // s["ROUNDS"]  # no file is early, or late, in every round
+            turns = time_round(candidates[first:] + candidates[:first], inputs, s)
+            if not any("error" in turn for turn in turns.values()):
+                write_json(path, {"fingerprint": fingerprint, "value": turns})
             print(f"  round {number} of {s['ROUNDS']}: {len(candidates)} files timed in turns, "
                   f"{time.monotonic() - started:.0f} s", flush=True)
         else:
@@ -150,7 +158,10 @@ def time_all(candidates: list[Candidate], marks: dict, s: dict, unfinished: Path
 
 def row_of(candidate: Candidate, base: Candidate, scored: dict, rounds: list[dict], data: dict, s: dict) -> dict:
     """All that results.json says of one method."""
-    common = {"recipe": candidate.recipe, "fp32_sha256": sha256(base.path), "data_sha256": digest(data)}
+    protocol = {name: s[name] for name in MEASURING} | {"WARMUP": WARMUP}
+    common = {"recipe": candidate.recipe, "protocol": protocol, "max_drop": s["MAX_DROP"],
+              "fp32_sha256": sha256(base.path),
+              "circumstances": digest(data, protocol, s["MAX_DROP"], versions(), machine())}
     if candidate.reason:
         reason = " ".join(candidate.reason.split())
         return {"status": COULD_NOT_RUN, "reason": reason, **dict.fromkeys(NUMBERS), **common}
@@ -167,16 +178,16 @@ def row_of(candidate: Candidate, base: Candidate, scored: dict, rounds: list[dic
     size, memory = file_bytes(candidate.path) / 1e6, statistics.median(turn["peak_memory_mb"] for turn in turns)
     base_memory = statistics.median(turn["peak_memory_mb"] for turn in theirs)
     return {
-        "status": MEASURED, "file": shown(candidate.path), "samples": len(data["test"][1]),
+        "status": MEASURED, "file": shown(candidate.path), "sha256": sha256(candidate.path),
+        "samples": len(data["test"][1]),
         **quality["test"], "f1": quality["test"]["macro_f1"],
         "valid": quality.get("valid"), "against_fp32": compare(data["test"][1], logits["test"], reference["test"]),
-        "accuracy_drop": drop, "max_drop": s["MAX_DROP"],
-        "within_max_drop": bool(max(drop.values()) <= s["MAX_DROP"] + 1e-9),
+        "accuracy_drop": drop, "within_max_drop": bool(max(drop.values()) <= s["MAX_DROP"] + 1e-9),
         "model_size": size, "compression": file_bytes(base.path) / 1e6 / size,
-        "mean_ms": float(runs.mean()), "std_ms": float(runs.std(ddof=1)) if len(runs) > 1 else 0.0,
+        "mean_ms": float(runs.mean()), "std_ms": float(runs.std(ddof=1)),
         "min_ms": float(runs.min()), "max_ms": float(runs.max()), "median_ms": float(np.median(runs)),
         "speedup": statistics.median(ratios), "round_speedups": ratios, "runs_ms": runs.tolist(),
+        "fp32_median_ms": float(np.median([run for turn in theirs for run in turn["runs_ms"]])),
         "peak_memory_mb": memory, "memory_saving": 1 - memory / base_memory,
         **{key: scored[method][key] for key in ("batch_dependence", "census", "linear_weights_mb")},
-        "making": candidate.making,
-        "protocol": {name: s[name] for name in MEASURING} | {"WARMUP": WARMUP}, **common}
+        "making": candidate.making, **common}

@@ -1,5 +1,6 @@
 """The files of the matrix: each made from the run's FP32 graph in a process of its own, once."""
 
+import contextlib
 import hashlib
 import json
 import random
@@ -13,11 +14,13 @@ from pathlib import Path
 from lowbit import ptq_worker
 from lowbit.artifacts import atomic_folder, file_bytes, is_made, publish, record, remove_leftovers, sha256, write_json
 from lowbit.encode import encode
+from lowbit.errors import UserError
 from lowbit.machine import versions
 from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_text_settings
 
 SOURCE = "model_fp32.onnx"
-MAKING = ("CALIBRATION_TEXTS", "PERCENTILE", "QUANTIZE_EMBEDDINGS", "PER_CHANNEL", "REDUCE_RANGE", "SEED")
+MAKING = ("CALIBRATION_TEXTS", "PERCENTILE", "ENTROPY_BINS", "QUANTIZE_EMBEDDINGS", "PER_CHANNEL", "REDUCE_RANGE",
+          "SEED")
 
 
 @dataclass
@@ -33,20 +36,28 @@ class Candidate:
 
 
 def ask_child(request: dict) -> dict:
-    """What a lowbit.ptq_worker answers: its peak_memory_mb and seconds, or the `error` that ended it."""
+    """What a lowbit.ptq_worker answers: its peak_memory_mb and seconds, or the `error` that ended it.
+
+    Raises UserError for what is no fault of the method: a full disk.
+    """
     started = time.monotonic()
     child = subprocess.Popen([sys.executable, "-m", "lowbit.ptq_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              text=True)
-    child.stdin.write(json.dumps(request) + "\n")
-    child.stdin.flush()
-    answer = child.stdout.read()
-    child.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # a child killed before it read all
+        child.stdin.write(json.dumps(request) + "\n")
+        child.stdin.flush()
+    with child.stdout:
+        answer = child.stdout.read()
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.close()
     status = child.wait()
-    child.stdout.close()
     if not answer:
         because = ": killed, for want of memory perhaps" if status == -9 else ""
         answer = json.dumps({"error": f"its process ended with status {status}{because}"})
-    return {**json.loads(answer), "seconds": time.monotonic() - started}
+    answer = json.loads(answer)
+    if answer.get("fault"):
+        raise UserError(answer["fault"])
+    return {**answer, "seconds": time.monotonic() - started}
 
 
 def make_files(folder: Path, stage: str, recipes: dict[str, dict], s: dict, train: Path,
@@ -91,7 +102,7 @@ def make_files(folder: Path, stage: str, recipes: dict[str, dict], s: dict, trai
                 candidate.reason = making["error"]
                 print(f"  {method}: could not be made: {candidate.reason}", flush=True)
                 continue
-            candidate.making = {key: making[key] for key in ("seconds", "peak_memory_mb")}
+            candidate.making = {key: making[key] for key in ("seconds", "peak_memory_mb")} | {"options": options}
             if ranges:
                 candidate.making["calibration"] = {"texts": len(chosen), **spent}
             shutil.rmtree(scratch / "source")

@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import traceback
@@ -66,15 +67,16 @@ def calibrate(source: Path, target: Path, calibration: str, rows: list[list[int]
     ONNX Runtime's calibrator keeps all activations of what one call gives it, and takes one length only; called once a
     text it merges ranges and histograms instead. The longest text comes first: its reach sets the width of the bins.
     """
-    extra = {"percentile": options["PERCENTILE"], "symmetric": False} if calibration == "percentile" else {}
-    calibrator = create_calibrator(source, quantized_ops(options), str(target.with_suffix(".onnx")),
-                                   calibrate_method=CALIBRATORS[calibration], extra_options=extra)
+    extra = {"minmax": {}, "entropy": {"num_bins": options["ENTROPY_BINS"]},
+             "percentile": {"percentile": options["PERCENTILE"], "symmetric": False}}[calibration]
+    calibrator = create_calibrator(source, quantized_ops(options), str(source.with_name("augmented.onnx")),
+                                   calibrate_method=CALIBRATORS[calibration], extra_options=extra,
+                                   use_external_data_format=external_data(source).exists())
     with contextlib.redirect_stdout(None):  # it announces every text
         ordered = sorted(rows, key=len, reverse=True)
         for row in tqdm(ordered, desc=f"  calibrating, {calibration}", unit="text", disable=None):
             calibrator.collect_data(_OneText(row))
         save_tensors_data(calibrator.compute_data(), target)
-    target.with_suffix(".onnx").unlink()
 
 
 def quantize(source: Path, target: Path, recipe: dict, ranges: Path, options: dict) -> None:
@@ -99,7 +101,7 @@ def _fp16(source, target, recipe, ranges, options):
 def _dynamic(source, target, recipe, ranges, options):
     # given the graph, not its path: for a path it writes a second file beside the first
     quantize_dynamic(onnx.load(source), target, weight_type=QuantType.QInt8, per_channel=recipe["per_channel"],
-                     reduce_range=options["REDUCE_RANGE"],
+                     reduce_range=options["REDUCE_RANGE"], use_external_data_format=external_data(source).exists(),
                      op_types_to_quantize=["MatMul"] + (TABLES if options["QUANTIZE_EMBEDDINGS"] else []))
 
 
@@ -115,7 +117,7 @@ def _static(source, target, recipe, ranges, options):
                     reduce_range=options["REDUCE_RANGE"], nodes_to_exclude=[] if qdq else logits,
                     activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8, weight_type=QuantType.QInt8,
                     calibrate_method=CALIBRATORS[recipe["calibration"]], extra_options=extra,
-                    calibration_cache_path=ranges)
+                    calibration_cache_path=ranges, use_external_data_format=external_data(source).exists())
 
 
 def _int4(source, target, recipe, ranges, options):
@@ -154,9 +156,8 @@ def serve(request: dict) -> None:
     source, target = Path(request["source"]), Path(request["target"])
     near = target.parent / "source" / source.name  # ONNX Runtime writes its shape inference beside the file it reads
     near.parent.mkdir()
-    for path in (source, external_data(source)):
-        if path.exists():
-            (near.parent / path.name).symlink_to(path)
+    for path in filter(Path.exists, (source, external_data(source))):
+        shutil.copyfile(path, near.parent / path.name)  # a link would do, but onnx refuses linked external data
     if request["do"] == "calibrate":
         calibrate(near, target, request["calibration"], request["rows"], request["options"])
     else:
@@ -176,10 +177,12 @@ def main() -> None:
     try:
         serve(request)
         answer = {}
-    except Exception as error:  # the row of the matrix tells it
-        if sentence_for(error) is None:
+    except UserError as error:
+        answer = {"error": str(error)}
+    except Exception as error:  # the row of the matrix tells it, but for a full disk: that ends the run
+        answer = {"error": f"{type(error).__name__}: {error}", "fault": sentence_for(error)}
+        if answer["fault"] is None:
             traceback.print_exc()
-        answer = {"error": str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"}
     json.dump({**answer, "peak_memory_mb": peak_memory_mb()}, answers)
     answers.close()
 

@@ -6,27 +6,45 @@ import json
 import shutil
 from pathlib import Path
 
-from lowbit.artifacts import MANIFEST, atomic_folder, publish, read_manifest, record, sha256, shown, write_json
+from lowbit.artifacts import (
+    MANIFEST,
+    atomic_folder,
+    publish,
+    read_manifest,
+    record,
+    remove_leftovers,
+    sha256,
+    shown,
+    write_json,
+)
 from lowbit.errors import UserError
 from lowbit.matrix import MEASURED, NUMBERS
 
 RESULTS = "results.json"
 
 
-def write_results(folder: Path, stage: str, s: dict, rows: dict[str, dict], reads: list[Path],
-                  unfinished: str) -> dict[str, dict]:
+def write_results(folder: Path, stage: str, s: dict, rows: dict[str, dict], reads: list[Path], unfinished: str,
+                  replaced: str = " ") -> dict[str, dict]:
     """results.json and results.csv of an experiment, `rows` laid over what stands there; returns all rows.
 
-    Rows of another FP32 file or of other data are dropped, in words. The folder `unfinished` in it is deleted.
+    Rows beside another FP32 file, or of other data, protocol, versions or machine, are dropped, in words; so are those
+    whose name starts with `replaced`. The folder `unfinished` in it is deleted.
     """
-    old = read_results(folder) if (folder / RESULTS).exists() else {}
+    remove_leftovers(folder)
+    old = {}
+    if (folder / RESULTS).exists():
+        try:
+            old = read_results(folder)
+        except UserError:
+            print(f"  {shown(folder / RESULTS)} is not as it was recorded: its rows are dropped")
     base = next(iter(rows.values()))
     stale = [name for name, row in old.items() if name not in rows
-             and any(row[key] != base[key] for key in ("fp32_sha256", "data_sha256"))]
+             and any(row[key] != base[key] for key in ("fp32_sha256", "circumstances"))]
     if stale:
-        print(f"  dropping {', '.join(stale)} from {shown(folder / RESULTS)}: measured beside another FP32 file or on "
-              "other data")
-    rows = {name: row for name, row in {**old, **rows}.items() if name not in stale}
+        print(f"  dropping {', '.join(stale)} from {shown(folder / RESULTS)}: measured beside another FP32 file, or "
+              "with other data, protocol, MAX_DROP, versions or machine")
+    kept = {name: row for name, row in old.items() if name not in stale and not name.startswith(replaced)}
+    rows = {**kept, **rows}
     with atomic_folder(folder) as scratch:
         write_json(scratch / RESULTS, rows)
         (scratch / "results.csv").write_text(csv_text(rows), encoding="utf-8")

@@ -4,7 +4,7 @@ Reads   RESULTS/<experiment>/results.json   (run_ptq.py, run_qat.py)
 Writes  RESULTS/comparison/                 comparison.csv, comparison.md, <experiment>_<picture>.png
 Next    generate_report.py
 """
-from lowbit.artifacts import atomic_folder, publish, resolve, shown
+from lowbit.artifacts import atomic_folder, publish, remove_leftovers, resolve, shown
 from lowbit.matrix import MEASURED
 from lowbit.matrix_plots import PLOTS, draw
 from lowbit.results import csv_text, lost, read_experiments, table_lines
@@ -51,6 +51,7 @@ def comparison_markdown(experiments: dict[str, dict]) -> str:
 def main(settings):
     results = resolve(RESULTS)
     experiments = read_experiments(results)
+    remove_leftovers(results / "comparison")
     with atomic_folder(results / "comparison") as scratch:
         (scratch / "comparison.csv").write_text(comparison_csv(experiments), encoding="utf-8")
         (scratch / "comparison.md").write_text(comparison_markdown(experiments), encoding="utf-8")

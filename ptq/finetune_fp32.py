@@ -42,7 +42,7 @@ def main(settings):
         export_checked(folder, WEIGHTS, folder / SOURCE, OPSET)
 
     fine_tune(settings, STAGE, unchanged, autocast_dtype() if AUTOCAST else None, save=save)
-    return next_command("ptq/run_ptq.py", settings, "RUN", "DATA_DIR")
+    return next_command("ptq/run_ptq.py", settings | {"EXPERIMENT": "finetuned_smsa"}, "EXPERIMENT", "RUN", "DATA_DIR")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lowbit.advice import recommend, target_rows
-from lowbit.artifacts import read_manifest, resolve, shown, write_text
+from lowbit.artifacts import read_manifest, remove_leftovers, resolve, sha256, shown, write_text
+from lowbit.errors import UserError
 from lowbit.machine import integer_advice
 from lowbit.matrix import MEASURED
 from lowbit.matrix_plots import PLOTS, draw
@@ -44,6 +45,10 @@ def section(experiment: str, rows: dict, manifest: dict) -> dict:
     measured = {method: row for method, row in rows.items() if row["status"] == MEASURED}
     trained = not experiment.startswith("original")  # an untrained head's accuracy advises nothing
     method, why = recommend(rows) if trained else ("fp32", "")
+    advised = resolve(measured[method]["file"])
+    if advised.exists() and sha256(advised) != measured[method]["sha256"]:
+        raise UserError(f"{shown(advised)} is not the file that {experiment} measured: it was made anew since; "
+                        f"run `python ptq/run_ptq.py {experiment}` again")
     return {
         "name": experiment, "rows": measured, "base": measured["fp32"], "trained": trained,
         "missing": {name: row["reason"] for name, row in rows.items() if row["status"] != MEASURED},
@@ -51,7 +56,8 @@ def section(experiment: str, rows: dict, manifest: dict) -> dict:
         "targets": target_rows(rows, method) if trained else [],
         "pictures": [(name, CAPTIONS[name], picture(name, measured, False), picture(name, measured, True))
                      for name in PLOTS],
-        "stages": [made for made in manifest.values() if "results.json" in made["writes"]],
+        "stages": sorted((made for made in manifest.values() if "results.json" in made["writes"]),
+                         key=lambda made: made["finished"]),
     }
 
 
@@ -61,6 +67,7 @@ def main(settings):
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)
     here = sections[0]["stages"][-1]["machine"]
+    remove_leftovers(results)
     write_text(results / "report.html", pages.get_template("report.html.jinja").render(
         title=TITLE, sections=sections, machine=here, advice=integer_advice(here),
         versions=sections[0]["stages"][-1]["versions"]))

@@ -9,7 +9,7 @@ Next    run_qat.py (where there are QAT runs), compare_methods.py
 import torch
 from transformers import set_seed
 
-from lowbit.artifacts import atomic_folder, is_made, publish, record, require, resolve, run_dir
+from lowbit.artifacts import atomic_folder, is_made, publish, read_manifest, record, require, resolve, run_dir
 from lowbit.data import read_tsv
 from lowbit.experiments import EXPERIMENTS, read_experiment, wanted_experiments
 from lowbit.export import export_checked
@@ -36,6 +36,7 @@ TWEETS = "data/INA_TweetsPPKM_Labeled_Pure.csv"  # *_tweets: tab-separated Date,
 SEED = 42                       # of the untrained head, and of the choice of calibration texts
 CALIBRATION_TEXTS = 512         # static: texts of train, one at a time
 PERCENTILE = 99.999             # static, percentile: share of the values inside the range, in percent
+ENTROPY_BINS = 1024             # static, entropy: bins that the first text's values are counted in
 PER_CHANNEL = False             # static: one weight scale per output channel instead of one per tensor
 QUANTIZE_EMBEDDINGS = True      # INT8 and INT4: embedding tables to 8 bits as well
 REDUCE_RANGE = False            # INT8: 7-bit weights, for CPUs without VNNI
@@ -69,6 +70,8 @@ FINETUNE, STAGE, WEIGHTS = "ptq/finetune_fp32.py", "ptq/run_ptq.py", "model.safe
 def make_original(settings):
     """models/<ORIGINAL_RUN>: the encoder as it comes, with a head that was never trained."""
     folder = run_dir(ORIGINAL_RUN)
+    require_setting(not (folder / WEIGHTS).exists() or STAGE in read_manifest(folder),
+                    f"ORIGINAL_RUN is {ORIGINAL_RUN!r}, a folder that holds another model: choose a new name")
     made = {name: settings[name] for name in ("MODEL_NAME", "MODEL_REVISION", "CLEANING", "MAX_LENGTH", "SEED")}
     source = sorted(resolve(MODEL_NAME).glob("*.safetensors"))  # of a folder; the hub's are pinned
     if not is_made(folder, STAGE, made, source, [SOURCE]):
@@ -95,15 +98,17 @@ def main(settings):
     require_setting(50 < PERCENTILE <= 100, f"PERCENTILE is {PERCENTILE}; it must be above 50 and at most 100")
     methods = chosen(METHODS, RECIPES, "METHODS")
     recipes = {name: RECIPES[name] for name in RECIPES if name in methods or name == "fp32"}
+    require_setting(0 <= SEED < 2**32, f"SEED is {SEED}; it must be from 0 to 4294967295")
+    require_setting(ENTROPY_BINS >= 128,
+                    f"ENTROPY_BINS is {ENTROPY_BINS}; it must be at least 128, the levels it compares")
     data_dir = resolve(DATA_DIR)
     texts, _ = read_tsv(data_dir / "train.tsv")
-    for experiment in wanted_experiments(EXPERIMENT, EXPERIMENTS, TWEETS):
+    experiments = wanted_experiments(EXPERIMENT, EXPERIMENTS, TWEETS)
+    if any(name.startswith("finetuned") for name in experiments):
+        require(run_dir(RUN), FINETUNE, SOURCE, PREPROCESSING, *TOKENIZER_FILES)
+    for experiment in experiments:
         data, read = read_experiment(experiment, DATA_DIR, TWEETS)
-        if experiment.startswith("original"):
-            folder = make_original(settings)
-        else:
-            folder = run_dir(RUN)
-            require(folder, FINETUNE, SOURCE, PREPROCESSING, *TOKENIZER_FILES)
+        folder = make_original(settings) if experiment.startswith("original") else run_dir(RUN)
         candidates = make_files(folder, STAGE, recipes, settings, data_dir / "train.tsv", texts)
         out = resolve(RESULTS) / experiment
         rows = measure(candidates, data, settings, out / "unfinished_ptq")

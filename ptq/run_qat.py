@@ -43,13 +43,13 @@ def candidate_of(run: str, precision: str) -> Candidate:
     folder, quantize = run_dir(run), QUANTIZE.format(precision)
     recipe = {"kind": "qat", "run": run}
     try:
-        (path,) = require(folder, quantize, f"model_qat_{precision}.onnx")
+        path = require(folder, quantize, f"model_qat_{precision}.onnx")[0]
         require(folder, TRAIN.format(precision), PREPROCESSING, *TOKENIZER_FILES)
     except UserError as error:
-        return Candidate(f"qat_{precision}", recipe, folder, reason=str(error))
+        return Candidate(f"qat_{precision}_{run}", recipe, folder, reason=str(error))
     trained = settings_of(folder, TRAIN.format(precision))
     if not trained["QAT"]:
-        return Candidate(f"qat_{precision}", recipe, folder, reason=f"{run} was trained without QAT (--no-qat)")
+        return Candidate(f"qat_{precision}_{run}", recipe, folder, reason=f"{run} was trained with --no-qat")
     ranges = "" if precision == "fp16" else "_learned" if is_learned(trained) else "_dynamic"
     return Candidate(f"qat_{precision}{ranges}", recipe | {"settings": settings_of(folder, quantize)}, folder, path)
 
@@ -73,7 +73,8 @@ def main(settings):
         out = resolve(RESULTS) / experiment
         rows = measure(candidates, data, settings, out / "unfinished_qat")
         read += [candidate.path for candidate in candidates if candidate.path]
-        print(*table_lines(write_results(out, STAGE, settings, rows, read, "unfinished_qat")), sep="\n")
+        rows = write_results(out, STAGE, settings, rows, read, "unfinished_qat", replaced="qat_")
+        print(*table_lines(rows), sep="\n")
     return next_command("ptq/compare_methods.py", settings, "RESULTS")
 
 

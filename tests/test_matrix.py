@@ -21,8 +21,8 @@ from lowbit.results import read_results, write_results
 
 FINETUNE, MATRIX, QAT = "finetune_fp32.py", "run_ptq.py", "run_qat.py"
 COMPARE, REPORT = "compare_methods.py", "generate_report.py"
-QUICK = ("--calibration-texts", 12, "--rounds", 2, "--runs", 3, "--threads", 1, "--tokens", 16)
-MEASURE = QUICK[2:]
+QUICK = ("--calibration-texts", 12, "--entropy-bins", 128, "--rounds", 2, "--runs", 3, "--threads", 1, "--tokens", 16)
+MEASURE = QUICK[4:]
 STATIC = [f"int8_static_{form}_{calibration}" for form in ("qdq_s8s8", "qdq_u8s8", "qoperator_u8s8")
           for calibration in ("minmax", "entropy", "percentile")]
 INT4 = [f"int4_{algorithm}_{form}_block{size}" for algorithm in ("rtn", "hqq") for form in ("sym", "asym")
@@ -205,9 +205,24 @@ def test_rows_of_another_baseline_do_not_stay(results, rows, tmp_path):
     folder = shutil.copytree(results[0] / "finetuned_smsa", tmp_path / "finetuned_smsa")
     other = {"fp32": {**rows["fp32"], "fp32_sha256": "0" * 64}}
     assert list(write_results(folder, "ptq/run_ptq.py", {}, other, [], "none")) == ["fp32"]
+    folder = shutil.copytree(results[0] / "finetuned_smsa", tmp_path / "limit")
+    other = {"fp32": {**rows["fp32"], "circumstances": "0" * 64}}
+    assert list(write_results(folder, "ptq/run_ptq.py", {}, other, [], "none")) == ["fp32"]
     again = {"fp16": rows["fp16"]}
     folder = shutil.copytree(results[0] / "finetuned_smsa", tmp_path / "same")
     assert list(write_results(folder, "ptq/run_ptq.py", {}, again, [], "none")) == METHODS
+    (folder / "results.json").write_text("{}")
+    assert list(write_results(folder, "ptq/run_ptq.py", {}, again, [], "none")) == ["fp16"]
+
+
+def test_figures_of_another_protocol_do_not_stay(experiment_flags, results, tmp_path):
+    """Half the tokens, or another guard: the old rows would be read as if they had been measured so."""
+    folder = tmp_path / "results"
+    shutil.copytree(results[0] / "finetuned_smsa", folder / "finetuned_smsa")
+    done = stage(MATRIX, *experiment_flags(folder, "--methods", "fp32,int8_dynamic", "--max-drop", 50))
+    assert done.returncode == 0, done.stderr
+    assert list(read_results(folder / "finetuned_smsa")) == ["fp32", "int8_dynamic"]
+    assert "dropping fp16, int8_dynamic_per_channel" in done.stdout
 
 
 def test_results_that_were_changed_by_hand_are_refused(results, tmp_path):
@@ -240,10 +255,10 @@ def test_qat_files_stand_in_the_same_table(with_qat, results, rows):
     """The trained INT8 file is measured by the same protocol; a run that is not there is a row with the reason."""
     assert with_qat.returncode == 0, with_qat.stderr
     table = read_results(results[0] / "finetuned_smsa")
-    assert list(table) == [*METHODS, "qat_int8_dynamic", "qat_fp16"]
+    assert list(table) == [*METHODS, "qat_int8_dynamic", "qat_fp16_no-such-run"]
     assert table["qat_int8_dynamic"]["status"] == MEASURED
     assert table["qat_int8_dynamic"].keys() == table["int8_dynamic"].keys()
-    assert "no-such-run" in table["qat_fp16"]["reason"]
+    assert "fp16_eager/quantize_onnx_fp16.py --run no-such-run" in table["qat_fp16_no-such-run"]["reason"]
     assert table["int8_dynamic"] == rows["int8_dynamic"]
 
 
@@ -253,7 +268,7 @@ def test_the_comparison_holds_every_row_and_picture(compared, results):
     folder = results[0] / "comparison"
     with open(folder / "comparison.csv", newline="") as lines:
         table = list(csv.DictReader(lines))
-    assert [line["method"] for line in table] == [*METHODS, "qat_int8_dynamic", "qat_fp16"]
+    assert [line["method"] for line in table] == [*METHODS, "qat_int8_dynamic", "qat_fp16_no-such-run"]
     assert {line["experiment"] for line in table} == {"finetuned_smsa"}
     text = (folder / "comparison.md").read_text()
     assert all(f"| {method}" in text for method in METHODS)
@@ -332,6 +347,11 @@ def test_without_tweets_the_rest_is_run_and_a_sentence_says_where_to_put_them(ba
     (MATRIX, ("finetuned_smsa", "--percentile", 40), ("PERCENTILE is 40.0",)),
     (MATRIX, ("finetuned_smsa", "--max-drop", -1), ("MAX_DROP is -1.0", "points")),
     (MATRIX, ("finetuned_smsa", "--tokens", 0), ("TOKENS is 0",)),
+    (MATRIX, ("finetuned_smsa", "--runs", 1), ("RUNS is 1", "at least 2")),
+    (MATRIX, ("finetuned_smsa", "--entropy-bins", 64), ("ENTROPY_BINS is 64", "128")),
+    (MATRIX, ("original_smsa", "--seed", -1), ("SEED is -1",)),
+    (MATRIX, ("finetuned_smsa", "--provider", "NoneExecutionProvider"), ("NoneExecutionProvider", "CPUExecution")),
+    (MATRIX, ("original_smsa", "--original-run", "bert-mini-id"), ("ORIGINAL_RUN is 'bert-mini-id'", "another model")),
     (MATRIX, ("finetuned_smsa", "--run", "no-such-run"), ("model_fp32.onnx is missing", "ptq/finetune_fp32.py")),
     (QAT, ("original_smsa",), ("finetuned_smsa",)),
     (COMPARE, ("--results", "no-such-folder"), ("no-such-folder", "run_ptq.py")),

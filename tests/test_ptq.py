@@ -1,10 +1,12 @@
 """Post-training quantization: calibrated ranges against NumPy, and what each recipe stores and runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import load_tensors_data
@@ -14,12 +16,12 @@ from lowbit.census import census, linear_bytes
 from lowbit.ptq import ask_child
 from lowbit.ptq_worker import calibrate, check_runs, quantize
 
-OPTIONS = {"CALIBRATION_TEXTS": 40, "PERCENTILE": 99.9, "QUANTIZE_EMBEDDINGS": True, "PER_CHANNEL": False,
-           "REDUCE_RANGE": False, "SEED": 0}
+OPTIONS = {"CALIBRATION_TEXTS": 40, "PERCENTILE": 99.9, "ENTROPY_BINS": 256, "QUANTIZE_EMBEDDINGS": True,
+           "PER_CHANNEL": False, "REDUCE_RANGE": False, "SEED": 0}
 CALIBRATIONS = ("minmax", "entropy", "percentile")
 HIDDEN, WORDS = 256, 60
 ACTIVATION = "hidden"  # what the second product reads
-BINS = {"entropy": 128, "percentile": 2048}
+BINS = {"entropy": 256, "percentile": 2048}
 
 
 def random_weights() -> dict[str, np.ndarray]:
@@ -267,6 +269,31 @@ def test_hqq_moves_the_zero_point_and_multiplies_floats(made):
     assert stored(path)[node.input[3]].dtype == np.float32
     assert census(path)["linear"]["float"] == 3
     assert any("4-bit" in reason for reason in census(path)["float_nodes"].values())
+
+
+@pytest.mark.parametrize("recipe", ({"kind": "fp16"}, {"kind": "dynamic", "per_channel": False},
+                                    {"kind": "static", "form": "qdq", "activations": "u8", "calibration": "minmax"},
+                                    {"kind": "int4", "algorithm": "rtn", "symmetric": True, "block_size": 64}),
+                         ids=lambda recipe: recipe["kind"])
+def test_weights_beside_the_file_are_read_too(graph, ranges, made, recipe, tmp_path):
+    """A source with its weights in model_fp32.onnx.data, as from 2 GB on, gives what the whole file gives."""
+    source, scratch = tmp_path / "model_fp32.onnx", tmp_path / "scratch"
+    onnx.save(onnx.load(graph), source, save_as_external_data=True, location=f"{source.name}.data", size_threshold=1000)
+    scratch.mkdir()
+    target, own = scratch / "model.onnx", ""
+    if recipe["kind"] == "static":
+        own = str(scratch / "ranges.json")
+        answer = ask_child({"do": "calibrate", "source": str(source), "target": own, "calibration": "minmax",
+                            "rows": ROWS, "options": OPTIONS})
+        assert "error" not in answer, answer
+        shutil.rmtree(scratch / "source")
+    answer = ask_child({"do": "quantize", "source": str(source), "target": str(target), "recipe": recipe,
+                        "ranges": own, "options": OPTIONS})
+    assert "error" not in answer, answer
+    batch = {name: np.array([[5, 9, 2]]) ** (name == "input_ids") for name in ("input_ids", "attention_mask")}
+    ours, theirs = (ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, batch)[0]
+                    for path in (target, made(**recipe)))
+    assert ours == pytest.approx(theirs, abs=1e-6)
 
 
 def test_a_method_that_cannot_be_made_says_why(graph, tmp_path):

@@ -24,7 +24,7 @@ RESULTS = "results/bert_base_ptq"  # folder of the results, from the project's r
 CALIBRATION_TEXTS = 512         # static: texts of train, one at a time
 BATCH_SIZE = 1                  # texts of a timed batch
 TOKENS = 128                    # their length
-ROUNDS = 3                      # turns that each file takes
+ROUNDS = 5                      # turns that each file takes
 RUNS = 30                       # measured runs a turn
 KEEP = False                    # keep models/<RUN>: a second run makes no file again
 # --------------------------------------------------------------------------------------------------

@@ -35,9 +35,14 @@ class _Words:
 
 
 @functools.cache
+def stop_words(keep_negations: bool) -> frozenset[str]:
+    """Sastrawi's list, whole or without NEGATIONS."""
+    return frozenset(StopWordRemoverFactory().get_stop_words()) - (NEGATIONS if keep_negations else frozenset())
+
+
+@functools.cache
 def _remover(keep_negations: bool) -> StopWordRemover:
-    words = StopWordRemoverFactory().get_stop_words()
-    return StopWordRemover(_Words(set(words) - NEGATIONS if keep_negations else words))
+    return StopWordRemover(_Words(stop_words(keep_negations)))
 
 
 def require_preset(preset: str) -> None:

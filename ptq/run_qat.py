@@ -28,7 +28,7 @@ PROVIDER = "CPUExecutionProvider"  # ONNX Runtime execution provider; an absent 
 THREADS = 0                     # threads of each session; 0 = every core
 BATCH_SIZE = 1                  # texts of a timed batch
 TOKENS = 128                    # their length
-ROUNDS = 3                      # turns that each file takes, in a new process each
+ROUNDS = 5                      # turns that each file takes, in a new process each
 RUNS = 30                       # measured runs a turn, after 5 that are not counted
 DEPENDENCE_TEXTS = 100          # test texts on which the dependence on batch-mates is looked for
 RESULTS = "results"             # folder of the experiments' results, from the project's root

@@ -61,8 +61,9 @@ def trade_off(rows: dict[str, dict], cost: str, label: str):
         axis.annotate(method, (rows[method][cost], 100 * rows[method]["accuracy"]), xytext=(6, 5 - 13 * (number % 2)),
                       textcoords="offset points", fontsize=7.5)
     base = rows["fp32"]
+    points = f"{base['max_drop']:g} point{'s' * (base['max_drop'] != 1)}"
     axis.axhline(100 * base["accuracy"] - base["max_drop"], linestyle=":", linewidth=1,
-                 color=plt.rcParams["text.color"], label=f"FP32 less {base['max_drop']:g} points")
+                 color=plt.rcParams["text.color"], label=f"FP32 less {points}")
     axis.set(xlabel=f"{label} (logarithmic)", ylabel=f"test accuracy, % ({base['samples']} texts)")
     _logarithmic(axis)
     axis.margins(x=0.12, y=0.12)

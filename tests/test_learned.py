@@ -388,7 +388,7 @@ def test_integers_run_in_openvino(folder):
 @runtimes
 @pytest.mark.parametrize("name", VARIANTS)
 def test_file_follows_the_simulation(variant_folder, texts, name, runtime):
-    """Labels equal the simulation's and most logits to the last bits, in either runtime."""
+    """Labels that are no tie equal the simulation's, most logits to the last bits, in either runtime."""
     folder = variant_folder(name)
     model = simulation_of(folder)
     with torch.inference_mode():
@@ -397,7 +397,9 @@ def test_file_follows_the_simulation(variant_folder, texts, name, runtime):
     with Session(folder / "model_qat_int8.onnx", "CPUExecutionProvider", 1, runtime) as session:
         logits = session.logits(texts, 0)
     assert np.median(np.abs(logits - expected)) < 1e-5
-    assert (logits.argmax(-1) == expected.argmax(-1)).mean() > 0.99
+    lead = np.diff(np.sort(expected)[:, -2:])[:, 0]  # a last bit can move a value over a rounding border, by a step
+    assert (logits.argmax(-1) == expected.argmax(-1))[lead > 0.05].all()
+    assert (lead > 0.05).mean() > 0.5
     with Session(folder / "model_qat.onnx", "CPUExecutionProvider", 1, runtime) as session:
         assert np.median(np.abs(logits - session.logits(texts, 0))) > 1e-4
 

@@ -37,7 +37,7 @@ ptq: models/sample-fp32/model_fp32.onnx
 models/sample-fp32/model_fp32.onnx: | .venv/installed
 	$(PY) ptq/finetune_fp32.py --run sample-fp32 --model-name models/bert-mini-id $(SAMPLE)
 
-test: .venv/installed .venv/openvino
+test: .venv/installed .venv/openvino .venv/ray
 	$(PY) -m ruff check .
 	$(PY) -m pytest
 
@@ -50,6 +50,10 @@ test: .venv/installed .venv/openvino
 .venv/openvino: .venv/installed requirements-openvino.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-openvino.txt
 	touch .venv/openvino
+
+.venv/ray: .venv/installed requirements-ray.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
+	touch .venv/ray
 
 clean:
 	rm -rf .venv models/sample-int8 models/sample-learned models/sample-fp16 models/sample-fp32 results/sample

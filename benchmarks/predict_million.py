@@ -22,7 +22,7 @@ MODEL_DIR = "dist/sample-learned"  # folder that pack.py made
 DATA_DIR = "../shared/data/smsa"  # folder of train.tsv
 ROWS = 1_000_000                # rows of the large file
 SHORT = 60                      # characters of a text at most
-SAMPLE = 20_000                 # rows of a turn
+SAMPLE = 100_000                # rows of a turn
 ROUNDS = 3                      # turns that predictor and bare session take
 # --------------------------------------------------------------------------------------------------
 

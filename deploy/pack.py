@@ -80,7 +80,8 @@ def main(settings):
     result = evaluation(folder, kind)
     measured = result["files"][kind.upper()] if result else None
     tokenizer, preprocessing = load_text_settings(folder)
-    alone = measured is None or measured["batch_dependence"]["max_logit_difference"] > SAME
+    dependence = (measured or {}).get("batch_dependence")  # an evaluation from before it was measured has none
+    alone = dependence is None or dependence["max_logit_difference"] > SAME
     parent = resolve(DIST)
     with atomic_folder(parent) as scratch:
         packed = scratch / RUN
@@ -104,8 +105,8 @@ def main(settings):
             "model": name, "batch_size": 1 if alone else 16, "labels": preprocessing["labels"],
             "files": {path.relative_to(packed).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
                       for path in files},
-            "measured": measured and {key: measured[key] for key in ("accuracy", "macro_f1", "size_mb",
-                                                                     "batch_dependence")},
+            "measured": measured and {key: measured[key] for key in ("accuracy", "macro_f1", "size_mb")},
+            "batch_dependence": dependence,
             "test_texts": result and result["test_texts"], "measured_on": result and result["machine"],
             "cpu_advice": integer_advice() if kind == "int8" else "FP16 gains no time on CPUs",
             "packed_on": machine(), "versions": versions(), "run": RUN, "settings": settings_of(folder, quantize)})

@@ -141,8 +141,10 @@ class Output:
         if resume and self.part.exists() and self.mark.exists():
             self._resume()
             return
-        self.mark.write_text(json.dumps(made_of), encoding="utf-8")
-        self.stream = open(self.part, "wb")  # noqa: SIM115 (close() is finish())
+        self.stream = open(self.part, "wb")  # noqa: SIM115 (close() is finish()); before the mark that vouches for it
+        fresh = self.mark.with_suffix(".new")
+        fresh.write_text(json.dumps(made_of), encoding="utf-8")
+        os.replace(fresh, self.mark)
         if self.form == "tsv":
             self.stream.write(("\t".join(["row", "label", *labels, "error"]) + "\n").encode())
 

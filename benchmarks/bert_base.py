@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from lowbit.artifacts import ROOT, shown, write_json
-from lowbit.data import LABELS, SPLITS, read_split
-from lowbit.sessions import Session, latency, random_inputs
+from lowbit.data.tsv import LABELS, SPLITS, read_split
+from lowbit.measure.session import Session, latency, random_inputs
+from lowbit.pipeline.files import ROOT, shown, write_json
 
 STEP_SHAPE = (16, 64)
 

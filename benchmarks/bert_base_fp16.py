@@ -9,12 +9,12 @@ import shutil
 from bert_base import make_run, measure_steps, time_shapes, write_results
 from transformers import AutoTokenizer
 
-from lowbit.artifacts import file_bytes, resolve, run_dir
-from lowbit.census import dtype_census, dtype_lines
-from lowbit.fake_fp16 import prepare
-from lowbit.machine import machine, versions
-from lowbit.sessions import Session
-from lowbit.stage import run_stage
+from lowbit.fp16.simulation import prepare
+from lowbit.graph.census import dtype_census, dtype_lines
+from lowbit.measure.session import Session
+from lowbit.pipeline.files import file_bytes, resolve, run_dir
+from lowbit.pipeline.machine import machine, versions
+from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --rounds 3 ---------------------------------------------
 INDOBERT_DIR = "../shared/data/indobert"  # folder of IndoBERT's config.json and tokenizer.json

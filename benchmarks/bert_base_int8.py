@@ -10,15 +10,15 @@ import torch
 from bert_base import make_run, measure_steps, time_shapes, write_results
 from transformers import AutoTokenizer
 
-from lowbit.artifacts import resolve, run_dir
-from lowbit.census import census
-from lowbit.data import read_split
-from lowbit.encode import encode
-from lowbit.fake_quant import prepare
-from lowbit.machine import machine, versions
-from lowbit.sessions import Session, full_batches, sorted_batches, throughput
-from lowbit.stage import run_stage
-from lowbit.train import autocast_dtype
+from lowbit.data.tokens import encode
+from lowbit.data.tsv import read_split
+from lowbit.graph.census import census
+from lowbit.int8.dynamic import prepare
+from lowbit.measure.session import Session, full_batches, sorted_batches, throughput
+from lowbit.pipeline.files import resolve, run_dir
+from lowbit.pipeline.machine import machine, versions
+from lowbit.pipeline.stage import run_stage
+from lowbit.training.fine_tune import autocast_dtype
 
 # ---- settings: edit here, or for one run: --rounds 3 ---------------------------------------------
 INDOBERT_DIR = "../shared/data/indobert"  # folder of IndoBERT's config.json and tokenizer.json

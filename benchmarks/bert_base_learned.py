@@ -19,15 +19,15 @@ from bert_base import make_run, measure_steps, write_results
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import AutoTokenizer
 
-from lowbit.artifacts import resolve, run_dir
-from lowbit.census import census, openvino_kernels
-from lowbit.data import read_split
-from lowbit.encode import encode, pad
-from lowbit.errors import UserError
-from lowbit.learned import prepare
-from lowbit.machine import machine, versions
-from lowbit.sessions import Session, latency, random_inputs
-from lowbit.stage import run_stage
+from lowbit.data.tokens import encode, pad
+from lowbit.data.tsv import read_split
+from lowbit.graph.census import census, openvino_kernels
+from lowbit.int8.learned import prepare
+from lowbit.measure.session import Session, latency, random_inputs
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import resolve, run_dir
+from lowbit.pipeline.machine import machine, versions
+from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --rounds 3 ---------------------------------------------
 INDOBERT_DIR = "../shared/data/indobert"  # folder of IndoBERT's config.json and tokenizer.json

@@ -13,8 +13,8 @@ import sys
 
 from bert_base import make_run
 
-from lowbit.artifacts import ROOT, resolve, run_dir
-from lowbit.stage import run_stage
+from lowbit.pipeline.files import ROOT, resolve, run_dir
+from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --rounds 1 ---------------------------------------------
 INDOBERT_DIR = "../shared/data/indobert"  # folder of IndoBERT's config.json and tokenizer.json

@@ -12,10 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from lowbit.artifacts import ROOT, resolve, shown, write_json
-from lowbit.data import read_tsv
-from lowbit.machine import machine, versions
-from lowbit.stage import run_stage
+from lowbit.data.tsv import read_tsv
+from lowbit.pipeline.files import ROOT, resolve, shown, write_json
+from lowbit.pipeline.machine import machine, versions
+from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --rows 100000 -------------------------------------------
 MODEL_DIR = "dist/sample-learned"  # folder that pack.py made

@@ -17,15 +17,16 @@ import sys
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 from transformers import AutoTokenizer
 
-from lowbit.artifacts import ROOT, read_manifest, resolve, run_dir, shown, write_json, write_text
-from lowbit.data import read_split
-from lowbit.encode import encode, pad
-from lowbit.evaluate import batch_dependence
-from lowbit.machine import machine, versions
-from lowbit.score import compare, difference, score
-from lowbit.sessions import Session
-from lowbit.settings import require
-from lowbit.stage import run_stage
+from lowbit.data.tokens import encode, pad
+from lowbit.data.tsv import read_split
+from lowbit.measure.evaluate import batch_dependence
+from lowbit.measure.score import compare, difference, score
+from lowbit.measure.session import Session
+from lowbit.pipeline.files import ROOT, resolve, run_dir, shown, write_json, write_text
+from lowbit.pipeline.machine import machine, versions
+from lowbit.pipeline.manifest import read_manifest
+from lowbit.pipeline.settings import require
+from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
 PRECISION = "int8"              # int8 or fp16: whose four stages are run

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lowbit.artifacts import atomic_folder, publish, resolve, sha256, shown
-from lowbit.data import SPLITS, count_shared, describe, read_tsv
-from lowbit.errors import UserError
-from lowbit.settings import require
-from lowbit.stage import next_command, run_stage
+from lowbit.data.tsv import SPLITS, count_shared, describe, read_tsv
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import atomic_folder, publish, resolve, sha256, shown
+from lowbit.pipeline.settings import require
+from lowbit.pipeline.stage import next_command, run_stage
 
 # ---- settings: edit here, or for one run: --source-dir DIR ---------------------------------------
 SOURCE_DIR = ""    # take the files from this folder instead of the network, as train.tsv or train_preprocess.tsv

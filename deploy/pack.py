@@ -9,24 +9,14 @@ import json
 import shutil
 from pathlib import Path
 
-from lowbit.artifacts import (
-    atomic_folder,
-    external_data,
-    read_manifest,
-    require,
-    resolve,
-    run_dir,
-    settings_of,
-    sha256,
-    shown,
-    write_json,
-)
-from lowbit.errors import UserError
-from lowbit.machine import integer_advice, machine, versions
-from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_text_settings
-from lowbit.settings import require as require_setting
-from lowbit.stage import run_stage
-from lowbit.text import stop_words
+from lowbit.data.cleaning import stop_words
+from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES, load_text_settings
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import atomic_folder, external_data, resolve, run_dir, sha256, shown, write_json
+from lowbit.pipeline.machine import integer_advice, machine, versions
+from lowbit.pipeline.manifest import read_manifest, require, settings_of
+from lowbit.pipeline.settings import require as require_setting
+from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --run sample-int8 ---------------------------------------
 RUN = "indobert-qat-int8-smsa"  # folder under models/ of a run that went through its four stages

@@ -10,10 +10,10 @@ import os
 import sys
 from pathlib import Path
 
-from lowbit.artifacts import resolve, shown
-from lowbit.errors import UserError
-from lowbit.settings import require
-from lowbit.stage import run_stage
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import resolve, shown
+from lowbit.pipeline.settings import require
+from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --workers 8 ---------------------------------------------
 MODEL_DIR = "dist/indobert-qat-int8-smsa"  # folder that pack.py made

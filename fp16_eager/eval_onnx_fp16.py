@@ -4,13 +4,15 @@ Reads   models/<RUN>/model_qat_fp16.onnx    (quantize_onnx_fp16.py), model_qat.o
 Writes  models/<RUN>/                       results.json, results.csv, classification_report.txt, plots
 Deploy  models/<RUN>/model_qat_fp16.onnx    with tokenizer.json and preprocessing.json
 """
-from lowbit.artifacts import record, remove_leftovers, require, run_dir, settings_of, shown
-from lowbit.evaluate import agreement_lines, evaluate, table_lines, write_report
-from lowbit.export import ONNX, load_weights
-from lowbit.fake_fp16 import operators, prepare
-from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_run
-from lowbit.stage import run_stage
-from lowbit.train import WEIGHTS
+from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES
+from lowbit.fp16.simulation import operators, prepare
+from lowbit.graph.export import ONNX
+from lowbit.measure.evaluate import agreement_lines, evaluate, table_lines, write_report
+from lowbit.pipeline.files import remove_leftovers, run_dir, shown
+from lowbit.pipeline.manifest import record, require, settings_of
+from lowbit.pipeline.stage import run_stage
+from lowbit.training.encoder import load_run
+from lowbit.training.weights import WEIGHTS, load_weights
 
 # ---- settings: edit here, or for one run: --threads 1 --------------------------------------------
 RUN = "indobert-qat-fp16-smsa"  # folder under models/ shared by the four stages

@@ -4,9 +4,9 @@ Reads   models/<RUN>/model_qat.pth          (train_qat_fp16.py)
 Writes  models/<RUN>/model_qat.onnx
 Next    quantize_onnx_fp16.py
 """
-from lowbit.artifacts import settings_of
-from lowbit.export import export_run
-from lowbit.stage import next_command, run_stage
+from lowbit.graph.export import export_run
+from lowbit.pipeline.manifest import settings_of
+from lowbit.pipeline.stage import next_command, run_stage
 
 # ---- settings: edit here, or for one run: --opset 18 ---------------------------------------------
 RUN = "indobert-qat-fp16-smsa"  # folder under models/ shared by the four stages

@@ -5,32 +5,38 @@ Reads   models/<RUN>/model_qat.onnx         (export_to_onnx.py), model_qat.pth (
 Writes  models/<RUN>/model_qat_fp16.onnx    with model_qat_fp16.onnx.data beside it from 2 GB on
 Next    eval_onnx_fp16.py
 """
-from lowbit.agreement import differing_parameters, stored_parameters
-from lowbit.artifacts import (
+from lowbit.data.tokens import batches, encode, pad
+from lowbit.data.tsv import read_split
+from lowbit.fp16.conversion import (
+    compare_files,
+    convert,
+    largest_magnitudes,
+    prepare,
+    refuse_overflow,
+    refuse_too_large,
+)
+from lowbit.fp16.simulation import operators
+from lowbit.fp16.simulation import prepare as simulate
+from lowbit.graph.agreement import differing_parameters, stored_parameters
+from lowbit.graph.census import dtype_census, dtype_lines
+from lowbit.graph.export import ONNX, largest_difference
+from lowbit.graph.inputs import CHECKED_SHAPES, hostile_inputs
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import (
     atomic_folder,
     file_bytes,
     publish,
-    record,
     remove_leftovers,
-    require,
     resolve,
     run_dir,
-    settings_of,
     shown,
     write_json,
 )
-from lowbit.census import dtype_census, dtype_lines
-from lowbit.data import read_split
-from lowbit.encode import batches, encode, pad
-from lowbit.errors import UserError
-from lowbit.export import CHECKED_SHAPES, ONNX, hostile_inputs, largest_difference, load_weights
-from lowbit.fake_fp16 import operators
-from lowbit.fake_fp16 import prepare as simulate
-from lowbit.fp16 import compare_files, convert, largest_magnitudes, prepare, refuse_overflow, refuse_too_large
-from lowbit.model import load_run
-from lowbit.settings import require as require_setting
-from lowbit.stage import next_command, run_stage
-from lowbit.train import WEIGHTS
+from lowbit.pipeline.manifest import record, require, settings_of
+from lowbit.pipeline.settings import require as require_setting
+from lowbit.pipeline.stage import next_command, run_stage
+from lowbit.training.encoder import load_run
+from lowbit.training.weights import WEIGHTS, load_weights
 
 # ---- settings: edit here, or for one run: --fp32-ops LayerNormalization,Softmax ------------------
 RUN = "indobert-qat-fp16-smsa"  # folder under models/ shared by the four stages

@@ -6,9 +6,9 @@ Next    export_to_onnx.py
 """
 import torch
 
-from lowbit.fake_fp16 import operators, prepare, random_rows, range_lines, ranges, refuse_overflow
-from lowbit.stage import next_command, run_stage
-from lowbit.train import fine_tune
+from lowbit.fp16.simulation import operators, prepare, random_rows, range_lines, ranges, refuse_overflow
+from lowbit.pipeline.stage import next_command, run_stage
+from lowbit.training.fine_tune import fine_tune
 
 # ---- settings: edit here, or for one run: --num-epochs 1 -----------------------------------------
 RUN = "indobert-qat-fp16-smsa"  # folder under models/ shared by the four stages

@@ -6,14 +6,16 @@ Deploy  models/<RUN>/model_qat_int8.onnx    with tokenizer.json and preprocessin
 """
 import json
 
-from lowbit.artifacts import record, remove_leftovers, require, run_dir, settings_of, shown
-from lowbit.census import openvino_kernels, openvino_lines
-from lowbit.evaluate import agreement_lines, evaluate, table_lines, write_report
-from lowbit.export import ONNX, load_weights
-from lowbit.int8 import is_learned, prepare
-from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_run
-from lowbit.stage import run_stage
-from lowbit.train import WEIGHTS
+from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES
+from lowbit.graph.census import openvino_kernels, openvino_lines
+from lowbit.graph.export import ONNX
+from lowbit.int8.arithmetic import is_learned, prepare
+from lowbit.measure.evaluate import agreement_lines, evaluate, table_lines, write_report
+from lowbit.pipeline.files import remove_leftovers, run_dir, shown
+from lowbit.pipeline.manifest import record, require, settings_of
+from lowbit.pipeline.stage import run_stage
+from lowbit.training.encoder import load_run
+from lowbit.training.weights import WEIGHTS, load_weights
 
 # ---- settings: edit here, or for one run: --threads 1 --------------------------------------------
 RUN = "indobert-qat-int8-smsa"  # folder under models/ shared by the four stages

@@ -10,26 +10,17 @@ import math
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from lowbit.agreement import differing_tensors
-from lowbit.artifacts import (
-    atomic_folder,
-    publish,
-    record,
-    remove_leftovers,
-    require,
-    run_dir,
-    settings_of,
-    shown,
-    write_json,
-)
-from lowbit.census import census, census_lines
-from lowbit.export import ONNX, largest_difference, load_weights, save_onnx
-from lowbit.int8 import is_learned, prepare, refuse_other_arithmetic
-from lowbit.machine import integer_advice
-from lowbit.model import load_run
-from lowbit.qdq import quantize
-from lowbit.stage import next_command, run_stage
-from lowbit.train import WEIGHTS
+from lowbit.graph.agreement import differing_tensors
+from lowbit.graph.census import census, census_lines
+from lowbit.graph.export import ONNX, largest_difference, save_onnx
+from lowbit.int8.arithmetic import is_learned, prepare, refuse_other_arithmetic
+from lowbit.int8.qdq import quantize
+from lowbit.pipeline.files import atomic_folder, publish, remove_leftovers, run_dir, shown, write_json
+from lowbit.pipeline.machine import integer_advice
+from lowbit.pipeline.manifest import record, require, settings_of
+from lowbit.pipeline.stage import next_command, run_stage
+from lowbit.training.encoder import load_run
+from lowbit.training.weights import WEIGHTS, load_weights
 
 # ---- settings: edit here, or for one run: --per-channel ------------------------------------------
 RUN = "indobert-qat-int8-smsa"  # folder under models/ shared by the four stages

@@ -4,11 +4,11 @@ Reads   DATA_DIR/{train,valid,test}.tsv     text<TAB>label (python data/download
 Writes  models/<RUN>/                       model_qat.pth, config.json, tokenizer files, preprocessing.json
 Next    export_to_onnx.py
 """
-from lowbit.int8 import is_learned, prepare, step_dtype
-from lowbit.learned import calibrate, observed_ranges, range_lines
-from lowbit.settings import require
-from lowbit.stage import next_command, run_stage
-from lowbit.train import fine_tune
+from lowbit.int8.arithmetic import is_learned, prepare, step_dtype
+from lowbit.int8.calibration import calibrate, observed_ranges, range_lines
+from lowbit.pipeline.settings import require
+from lowbit.pipeline.stage import next_command, run_stage
+from lowbit.training.fine_tune import fine_tune
 
 # ---- settings: edit here, or for one run: --num-epochs 1 -----------------------------------------
 RUN = "indobert-qat-int8-smsa"  # folder under models/ shared by the four stages

@@ -10,23 +10,16 @@ from pathlib import Path
 
 import torch
 
-from lowbit.artifacts import (
-    atomic_folder,
-    publish,
-    read_manifest,
-    require,
-    resolve,
-    run_dir,
-    shown,
-    write_json,
-)
-from lowbit.data import LABELS, read_split
-from lowbit.encode import encode, pad
-from lowbit.machine import machine, versions
-from lowbit.model import BUNDLED, PREPROCESSING, load_pretrained, load_run
-from lowbit.score import score
-from lowbit.stage import run_stage
-from lowbit.train import WEIGHTS, autocast_dtype, fine_tune
+from lowbit.data.tokens import PREPROCESSING, encode, pad
+from lowbit.data.tsv import LABELS, read_split
+from lowbit.measure.score import score
+from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, shown, write_json
+from lowbit.pipeline.machine import machine, versions
+from lowbit.pipeline.manifest import read_manifest, require
+from lowbit.pipeline.stage import run_stage
+from lowbit.training.encoder import BUNDLED, load_pretrained, load_run
+from lowbit.training.fine_tune import autocast_dtype, fine_tune
+from lowbit.training.weights import WEIGHTS
 
 # ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
 RUN = "bert-mini-id-mlm"        # folder under models/ of the pretrained encoder

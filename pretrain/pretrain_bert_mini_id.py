@@ -17,12 +17,13 @@ from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertTokenizerFast
 
-from lowbit.artifacts import atomic_folder, publish, record, remove_leftovers, resolve, run_dir, shown, write_json
-from lowbit.data import LABELS
-from lowbit.machine import machine
-from lowbit.settings import require
-from lowbit.stage import next_command, run_stage
-from lowbit.train import autocast_dtype
+from lowbit.data.tsv import LABELS
+from lowbit.pipeline.files import atomic_folder, publish, remove_leftovers, resolve, run_dir, shown, write_json
+from lowbit.pipeline.machine import machine
+from lowbit.pipeline.manifest import record
+from lowbit.pipeline.settings import require
+from lowbit.pipeline.stage import next_command, run_stage
+from lowbit.training.fine_tune import autocast_dtype
 
 # ---- settings: edit here, or for one run: --num-steps 500 ----------------------------------------
 CORPUS_DIR = "../shared/data/corpus_id"  # folder of gzipped text files, one document a line

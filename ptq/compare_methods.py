@@ -4,11 +4,11 @@ Reads   RESULTS/<experiment>/results.json   (run_ptq.py, run_qat.py)
 Writes  RESULTS/comparison/                 comparison.csv, comparison.md, <experiment>_<picture>.png
 Next    generate_report.py
 """
-from lowbit.artifacts import atomic_folder, publish, remove_leftovers, resolve, shown
-from lowbit.matrix import MEASURED
-from lowbit.matrix_plots import PLOTS, draw
-from lowbit.results import csv_text, lost, read_experiments, table_lines
-from lowbit.stage import next_command, run_stage
+from lowbit.pipeline.files import atomic_folder, publish, remove_leftovers, resolve, shown
+from lowbit.pipeline.stage import next_command, run_stage
+from lowbit.ptq.matrix import MEASURED
+from lowbit.ptq.plots import PLOTS, draw
+from lowbit.ptq.results import csv_text, lost, read_experiments, table_lines
 
 # ---- settings: edit here, or for one run: --results results/sample --------------------------------
 RESULTS = "results"             # folder of the experiments' results, from the project's root

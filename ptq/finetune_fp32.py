@@ -5,10 +5,10 @@ Writes  models/<RUN>/                       model.safetensors, config.json, toke
                                             model_fp32.onnx
 Next    run_ptq.py
 """
-from lowbit.export import check_opset, export_checked
-from lowbit.ptq import SOURCE
-from lowbit.stage import next_command, run_stage
-from lowbit.train import autocast_dtype, fine_tune
+from lowbit.graph.export import check_opset, export_checked
+from lowbit.pipeline.stage import next_command, run_stage
+from lowbit.ptq.files import SOURCE
+from lowbit.training.fine_tune import autocast_dtype, fine_tune
 
 # ---- settings: edit here, or for one run: --num-epochs 1 -----------------------------------------
 RUN = "indobert-fp32-smsa-3label-finetuned"  # folder under models/; from_pretrained() loads it

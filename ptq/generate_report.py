@@ -9,14 +9,15 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lowbit.advice import recommend, target_rows
-from lowbit.artifacts import read_manifest, remove_leftovers, resolve, sha256, shown, write_text
-from lowbit.errors import UserError
-from lowbit.machine import integer_advice
-from lowbit.matrix import MEASURED
-from lowbit.matrix_plots import PLOTS, draw
-from lowbit.results import read_experiments
-from lowbit.stage import run_stage
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import remove_leftovers, resolve, sha256, shown, write_text
+from lowbit.pipeline.machine import integer_advice
+from lowbit.pipeline.manifest import read_manifest
+from lowbit.pipeline.stage import run_stage
+from lowbit.ptq.advice import recommend, target_rows
+from lowbit.ptq.matrix import MEASURED
+from lowbit.ptq.plots import PLOTS, draw
+from lowbit.ptq.results import read_experiments
 
 # ---- settings: edit here, or for one run: --results results/sample --------------------------------
 RESULTS = "results"             # folder of the experiments' results, from the project's root

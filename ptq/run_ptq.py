@@ -9,18 +9,20 @@ Next    run_qat.py (where there are QAT runs), compare_methods.py
 import torch
 from transformers import set_seed
 
-from lowbit.artifacts import atomic_folder, is_made, publish, read_manifest, record, require, resolve, run_dir
-from lowbit.data import read_tsv
-from lowbit.experiments import EXPERIMENTS, read_experiment, wanted_experiments
-from lowbit.export import export_checked
-from lowbit.matrix import check_settings, measure
-from lowbit.model import PREPROCESSING, TOKENIZER_FILES, load_pretrained, save_run
-from lowbit.ptq import SOURCE, make_files
-from lowbit.results import table_lines, write_results
-from lowbit.settings import chosen
-from lowbit.settings import require as require_setting
-from lowbit.stage import next_command, run_stage
-from lowbit.text import require_preset
+from lowbit.data.cleaning import require_preset
+from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES
+from lowbit.data.tsv import read_tsv
+from lowbit.graph.export import export_checked
+from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir
+from lowbit.pipeline.manifest import is_made, read_manifest, record, require
+from lowbit.pipeline.settings import chosen
+from lowbit.pipeline.settings import require as require_setting
+from lowbit.pipeline.stage import next_command, run_stage
+from lowbit.ptq.experiments import EXPERIMENTS, read_experiment, wanted_experiments
+from lowbit.ptq.files import SOURCE, make_files
+from lowbit.ptq.matrix import check_settings, measure
+from lowbit.ptq.results import table_lines, write_results
+from lowbit.training.encoder import load_pretrained, save_run
 
 # ---- settings: edit here, or for one run: finetuned_smsa --methods fp32,int8_dynamic --------------
 EXPERIMENT = ""                 # original_smsa, finetuned_smsa, original_tweets, finetuned_tweets; "" = all with data

@@ -5,16 +5,17 @@ Reads   models/<INT8_RUNS, FP16_RUNS>/      finished runs of int8_eager/ and fp1
 Writes  RESULTS/<experiment>/               results.json, results.csv: rows qat_* beside those of run_ptq.py
 Next    compare_methods.py
 """
-from lowbit.artifacts import require, resolve, run_dir, settings_of
-from lowbit.errors import UserError
-from lowbit.experiments import EXPERIMENTS, read_experiment, wanted_experiments
-from lowbit.int8 import is_learned
-from lowbit.matrix import check_settings, measure
-from lowbit.model import PREPROCESSING, TOKENIZER_FILES
-from lowbit.ptq import SOURCE, Candidate
-from lowbit.results import table_lines, write_results
-from lowbit.settings import require as require_setting
-from lowbit.stage import next_command, run_stage
+from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES
+from lowbit.int8.arithmetic import is_learned
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import resolve, run_dir
+from lowbit.pipeline.manifest import require, settings_of
+from lowbit.pipeline.settings import require as require_setting
+from lowbit.pipeline.stage import next_command, run_stage
+from lowbit.ptq.experiments import EXPERIMENTS, read_experiment, wanted_experiments
+from lowbit.ptq.files import SOURCE, Candidate
+from lowbit.ptq.matrix import check_settings, measure
+from lowbit.ptq.results import table_lines, write_results
 
 # ---- settings: edit here, or for one run: finetuned_smsa --int8-runs my-run -----------------------
 EXPERIMENT = ""                 # finetuned_smsa, finetuned_tweets; "" = all with data

@@ -11,23 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stage_runs import ROOT
 
-from lowbit import artifacts
-from lowbit.artifacts import (
-    MANIFEST,
-    atomic_folder,
-    publish,
-    read_manifest,
-    record,
-    remove_leftovers,
-    require,
-    resolve,
-    run_dir,
-    settings_of,
-    write_json,
-    write_text,
-)
-from lowbit.errors import UserError
-from lowbit.machine import machine
+from lowbit.pipeline import files as artifacts
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import atomic_folder, publish, remove_leftovers, resolve, run_dir, write_json, write_text
+from lowbit.pipeline.machine import machine
+from lowbit.pipeline.manifest import MANIFEST, read_manifest, record, require, settings_of
 
 FIRST, SECOND, THIRD = "stages/first.py", "stages/second.py", "stages/third.py"
 

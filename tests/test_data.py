@@ -6,8 +6,9 @@ from conftest import SAMPLE, SMSA, real_data
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lowbit.data import LABELS, count_shared, describe, read_split, read_tsv, read_tweets
-from lowbit.errors import UserError
+from lowbit.data.tsv import LABELS, count_shared, describe, read_split, read_tsv
+from lowbit.data.tweets import read_tweets
+from lowbit.pipeline.errors import UserError
 
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\t\n\0")).filter(str.strip)
 labels = st.sampled_from(LABELS)

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from stage_runs import ENVIRONMENT, ROOT, copy_of, run_folder, run_stage_script
 from transformers import AutoTokenizer
 
-from lowbit.encode import encode
-from lowbit.sessions import Session
-from lowbit.text import PRESETS, clean, stop_words
+from lowbit.data.cleaning import PRESETS, clean, stop_words
+from lowbit.data.tokens import encode
+from lowbit.measure.session import Session
 
 sys.path.insert(0, str(ROOT / "deploy"))
 import predictor  # noqa: E402  (deploy/ is no package: its files are copied to servers)

@@ -13,10 +13,10 @@ import threading
 
 import pytest
 
-from lowbit.artifacts import ROOT
-from lowbit.data import SPLITS
-from lowbit.errors import UserError
-from lowbit.settings import parse_flags
+from lowbit.data.tsv import SPLITS
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import ROOT
+from lowbit.pipeline.settings import parse_flags
 
 SCRIPT = ROOT / "data" / "download_smsa.py"
 SMSA = ROOT.parent / "shared" / "data" / "smsa"

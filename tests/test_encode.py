@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lowbit.encode import batches, encode, pad
+from lowbit.data.tokens import batches, encode, pad
 
 LONG = "makanan enak " * 100
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=20)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from lowbit.errors import UserError
-from lowbit.fake_fp16 import fp16_attention, operators, prepare, range_lines, ranges, refuse_overflow
+from lowbit.fp16.simulation import fp16_attention, operators, prepare, range_lines, ranges, refuse_overflow
+from lowbit.pipeline.errors import UserError
 
 NONE = frozenset()
 EVERYTHING = frozenset({"MatMul", "Gemm", "Add", "Mul", "LayerNormalization", "Softmax", "Gather", "Tanh", "Transpose"})

@@ -12,7 +12,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lowbit.fake_quant import dynamic_range, prepare
+from lowbit.int8.dynamic import dynamic_range, prepare
 
 ARITHMETIC = [pytest.param(False, False, id="per-tensor"), pytest.param(True, False, id="per-channel"),
               pytest.param(False, True, id="7-bit"), pytest.param(True, True, id="7-bit-per-channel")]

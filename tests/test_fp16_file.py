@@ -27,11 +27,15 @@ from onnxruntime.transformers import float16 as runtimes
 from stage_runs import copy_of, ended_well, new_run, run_folder, run_stage_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
-from lowbit import export, fake_fp16, fp16
-from lowbit.artifacts import atomic_folder, external_data, file_bytes, publish, record, require
-from lowbit.errors import UserError
-from lowbit.export import hostile_inputs, load_weights, sample_inputs
-from lowbit.model import load_run
+from lowbit.fp16 import conversion as fp16
+from lowbit.fp16 import simulation as fake_fp16
+from lowbit.graph import export
+from lowbit.graph.inputs import hostile_inputs, sample_inputs
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import atomic_folder, external_data, file_bytes, publish
+from lowbit.pipeline.manifest import record, require
+from lowbit.training.encoder import load_run
+from lowbit.training.weights import load_weights
 
 TRAIN, EXPORT = "train_qat_fp16.py", "export_to_onnx.py"
 QUANTIZE, EVALUATE = "quantize_onnx_fp16.py", "eval_onnx_fp16.py"

@@ -318,7 +318,8 @@ def test_killed_measurement_leaves_no_process_and_no_half_report(kill, finished_
 
     def workers():
         return [process for process in psutil.process_iter(["cmdline"])
-                if "lowbit.worker" in (process.info["cmdline"] or ()) and run in " ".join(process.info["cmdline"])]
+                if "lowbit.measure.session_process" in (process.info["cmdline"] or ())
+                and run in " ".join(process.info["cmdline"])]
 
     killed = kill(EVALUATE, run, *eval_flags, moment=lambda *_: len(workers()) == 2, seconds=1)
     assert killed.returncode == -signal.SIGKILL

@@ -25,21 +25,15 @@ from stage_runs import (
 )
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from lowbit import int8, sessions
-from lowbit.census import census, openvino_kernels, openvino_lines
-from lowbit.encode import pad
-from lowbit.errors import UserError
-from lowbit.evaluate import batch_dependence
-from lowbit.learned import (
-    SHRINKAGE,
-    ActivationQuantizer,
-    calibrate,
-    observed_ranges,
-    prepare,
-    quantizers,
-    refuse_lost_scales,
-)
-from lowbit.sessions import Session
+from lowbit.data.tokens import pad
+from lowbit.graph.census import census, openvino_kernels, openvino_lines
+from lowbit.int8 import arithmetic as int8
+from lowbit.int8.calibration import SHRINKAGE, calibrate, observed_ranges
+from lowbit.int8.learned import ActivationQuantizer, prepare, quantizers, refuse_lost_scales
+from lowbit.measure import session as sessions
+from lowbit.measure.evaluate import batch_dependence
+from lowbit.measure.session import Session
+from lowbit.pipeline.errors import UserError
 
 LEARNED = ("--activation-ranges", "learned")
 VARIANTS = {"int8": (), "uint8": ("--target", "onnxruntime"), "per channel": ("--per-channel",),

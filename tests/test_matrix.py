@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from stage_runs import ROOT, ended_well, new_run, run_folder, run_stage_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lowbit.advice import recommend, target_rows
-from lowbit.errors import UserError
-from lowbit.matrix import MEASURED, measure
-from lowbit.matrix_plots import pareto_front
-from lowbit.ptq import Candidate
-from lowbit.results import read_results, write_results
+from lowbit.pipeline.errors import UserError
+from lowbit.ptq.advice import recommend, target_rows
+from lowbit.ptq.files import Candidate
+from lowbit.ptq.matrix import MEASURED, measure
+from lowbit.ptq.plots import pareto_front
+from lowbit.ptq.results import read_results, write_results
 
 FINETUNE, MATRIX, QAT = "finetune_fp32.py", "run_ptq.py", "run_qat.py"
 COMPARE, REPORT = "compare_methods.py", "generate_report.py"

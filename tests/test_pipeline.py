@@ -19,11 +19,11 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from stage_runs import EVALUATE, EXPORT, QUANTIZE, TRAIN, copy_of, new_run, run_folder, run_stage_script
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from lowbit.census import census, census_lines
-from lowbit.errors import UserError
-from lowbit.export import load_weights
-from lowbit.fake_quant import prepare
-from lowbit.text import clean
+from lowbit.data.cleaning import clean
+from lowbit.graph.census import census, census_lines
+from lowbit.int8.dynamic import prepare
+from lowbit.pipeline.errors import UserError
+from lowbit.training.weights import load_weights
 
 LABELS = ["positive", "neutral", "negative"]
 # of a two-layer BERT: 2 x 6, pooler and classifier; words, positions and types; two products a layer

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import load_tensors_data
 from scipy.special import rel_entr
 
-from lowbit.census import census, linear_bytes
-from lowbit.ptq import ask_child
-from lowbit.ptq_worker import calibrate, check_runs, quantize
+from lowbit.graph.census import census, linear_bytes
+from lowbit.ptq.files import ask_child
+from lowbit.ptq.quantizer_process import calibrate, check_runs, quantize
 
 OPTIONS = {"CALIBRATION_TEXTS": 40, "PERCENTILE": 99.9, "ENTROPY_BINS": 256, "QUANTIZE_EMBEDDINGS": True,
            "PER_CHANNEL": False, "REDUCE_RANGE": False, "SEED": 0}

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from stage_runs import run_stage_script
 
-from lowbit.artifacts import record
-from lowbit.matrix import MEASURED
+from lowbit.pipeline.manifest import record
+from lowbit.ptq.matrix import MEASURED
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LABELS = ("positive", "neutral", "negative")

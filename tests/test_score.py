@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from lowbit.score import accuracy_and_f1, compare, difference, report_text, score
+from lowbit.measure.score import accuracy_and_f1, compare, difference, report_text, score
 
 labels = st.integers(0, 2)
 triples = st.lists(st.tuples(labels, labels, labels), min_size=1, max_size=40)

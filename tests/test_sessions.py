@@ -9,9 +9,17 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from lowbit.encode import pad
-from lowbit.errors import UserError
-from lowbit.sessions import Session, full_batches, latency, random_inputs, require_provider, sorted_batches, throughput
+from lowbit.data.tokens import pad
+from lowbit.measure.session import (
+    Session,
+    full_batches,
+    latency,
+    random_inputs,
+    require_provider,
+    sorted_batches,
+    throughput,
+)
+from lowbit.pipeline.errors import UserError
 
 CPU = "CPUExecutionProvider"
 PATIENCE_SECONDS = 60

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stage_runs import EVALUATE, EXPORT, QUANTIZE, ROOT, TRAIN, run_stage_script
 
-from lowbit.errors import UserError
-from lowbit.settings import parse_flags
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.settings import parse_flags
 
 SCRIPT = '''"""Stage 1 of 1: show the settings.
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from Sastrawi.StopWordRemover.StopWordRemoverFactory import StopWordRemoverFactory
 
-from lowbit.errors import UserError
-from lowbit.text import PRESETS, clean, require_preset
+from lowbit.data.cleaning import PRESETS, clean, require_preset
+from lowbit.pipeline.errors import UserError
 
 NEGATIONS = ("tidak", "belum", "nggak", "tanpa", "tapi", "tetapi", "namun", "kecuali", "hanya", "agak", "bisa")
 STOP_WORDS = sorted(StopWordRemoverFactory().get_stop_words())

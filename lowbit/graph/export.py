@@ -1,0 +1,123 @@
+"""From a trained run to a clean FP32 ONNX graph that is shown to agree with PyTorch."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+
+from lowbit.data.tokens import INPUT_NAMES, PREPROCESSING, TOKENIZER_FILES
+from lowbit.graph.inputs import CHECKED_SHAPES, sample_inputs
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import atomic_folder, external_data, file_bytes, publish, remove_leftovers, run_dir, shown
+from lowbit.pipeline.manifest import record, require
+from lowbit.training.encoder import load_run
+from lowbit.training.weights import WEIGHTS, load_weights
+
+ONNX = "model_qat.onnx"
+OPSETS = (17, 20)
+LARGEST_FILE = 2**31 - 2**24  # bytes of weights in one ONNX file: protobuf ends at 2 GiB, the graph takes some MB
+TOLERANCE = 1e-4  # largest logit difference to PyTorch that is accepted
+TRAINING_OPS = {"Dropout", "QuantizeLinear", "DequantizeLinear", "FakeQuantize"}
+
+
+class _Logits(torch.nn.Module):
+    """input_ids, attention_mask [batch, seq] -> logits [batch, labels]."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+
+
+def save_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model; from LARGEST_FILE bytes of weights on, they go to a second file, `<name>.data`.
+
+    The tensors of `model` are emptied then: load the file to go on.
+    """
+    tensors = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    onnx.save(model, path, save_as_external_data=tensors > LARGEST_FILE, location=external_data(path).name)
+
+
+
+
+
+
+def largest_difference(model: torch.nn.Module, path: Path) -> float:
+    """Largest absolute logit difference between PyTorch and the ONNX file over CHECKED_SHAPES."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for seed, (batch, length, padding) in enumerate(CHECKED_SHAPES):
+        length = min(length, model.config.max_position_embeddings)
+        inputs = sample_inputs(model.config.vocab_size, batch, length, min(padding, length - 1), seed)
+        with torch.inference_mode():
+            expected = _Logits(model)(**{name: torch.from_numpy(value) for name, value in inputs.items()}).numpy()
+        worst = np.maximum(worst, np.abs(session.run(["logits"], inputs)[0] - expected).max())  # a NaN stays one
+    return float(worst)
+
+
+def export(model: torch.nn.Module, path: Path, opset: int) -> None:
+    """Trace `model` (in eval mode) to `path` with dynamic batch and sequence; raises on leftover training nodes."""
+    wrapper = _Logits(model).eval()
+    inputs = {name: torch.from_numpy(value)
+              for name, value in sample_inputs(model.config.vocab_size, 2, 16, 4, 0).items()}
+    axes = {0: "batch", 1: "sequence"}
+    with warnings.catch_warnings(), atomic_folder(path.parent) as aside:
+        warnings.simplefilter("ignore")  # TracerWarnings on shapes that largest_difference proves dynamic
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        # the TorchScript exporter: the other one leaves Dropout nodes and stale shapes that stop the quantizer
+        torch.onnx.export(wrapper, tuple(inputs.values()), str(aside / path.name), dynamo=False, opset_version=opset,
+                          input_names=list(INPUT_NAMES), output_names=["logits"],
+                          dynamic_axes={**dict.fromkeys(INPUT_NAMES, axes), "logits": {0: "batch"}})
+        if len(list(aside.iterdir())) == 1:
+            os.replace(aside / path.name, path)
+        else:  # beyond 2 GB it writes every weight to a file of its own
+            save_onnx(onnx.load(aside / path.name), path)
+    model.eval()  # torch.onnx.export restores the wrapper's own flag on the way out
+    graph = onnx.load(path, load_external_data=False).graph
+    left = sorted({node.op_type for node in graph.node} & TRAINING_OPS)
+    if left:
+        raise RuntimeError(f"the exported graph holds training nodes: {', '.join(left)}")
+
+
+def check_opset(opset: int) -> None:
+    """Raises UserError for an operator set that is not exported here."""
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise UserError(f"OPSET is {opset}; {OPSETS[0]} is the lowest (LayerNormalization as one operator), "
+                        f"{OPSETS[1]} the highest that torch's exporter writes")
+
+
+def export_checked(run: Path, weights: str, path: Path, opset: int) -> None:
+    """Export the model in folder `run` to `path`; raises RuntimeError unless it agrees with PyTorch."""
+    model, _, _ = load_run(run)
+    load_weights(model, run / weights)
+    export(model, path, opset)
+    worst = largest_difference(model, path)
+    if not worst <= TOLERANCE:
+        raise RuntimeError(f"the exported graph differs from PyTorch by {worst:.2e}, more than {TOLERANCE:.0e}")
+    onnx.checker.check_model(str(path))
+    print(f"  logits agree with PyTorch within {worst:.1e} on {len(CHECKED_SHAPES)} shapes "
+          f"(batch {min(s[0] for s in CHECKED_SHAPES)} to {max(s[0] for s in CHECKED_SHAPES)}, "
+          f"length {min(s[1] for s in CHECKED_SHAPES)} to {max(s[1] for s in CHECKED_SHAPES)}, with padding)")
+
+
+def export_run(settings: dict, stage: str, train_stage: str) -> Path:
+    """Stage 2 for every precision: model_qat.pth -> model_qat.onnx, checked against PyTorch; returns the folder."""
+    folder = run_dir(settings["RUN"])
+    read = require(folder, train_stage, WEIGHTS, "config.json", PREPROCESSING, *TOKENIZER_FILES)
+    check_opset(settings["OPSET"])
+    remove_leftovers(folder)
+    with atomic_folder(folder) as scratch:
+        export_checked(folder, WEIGHTS, scratch / ONNX, settings["OPSET"])
+        names = publish(scratch)
+    record(folder, stage, settings, read, names)
+    print(f"wrote {shown(folder / ONNX)} ({file_bytes(folder / ONNX) / 1e6:.1f} MB)")
+    return folder

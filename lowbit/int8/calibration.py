@@ -1,0 +1,98 @@
+"""Where learned activation scales start from, and what they meet on texts."""
+
+import itertools
+import random
+
+import torch
+from torch import nn
+
+from lowbit.data.tokens import pad
+from lowbit.int8.learned import quantizers
+
+SHRINKAGE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # shares of the observed range that calibration tries
+BATCH_SIZE = 32  # texts a batch while ranges are observed
+
+
+@torch.no_grad()
+def _observe(model: nn.Module, rows: list[list[int]], watch) -> None:
+    """Run token rows through `model` in eval mode, without padding; watch(quantizer, x) sees every activation."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    for quantizer in quantizers(model).values():
+        quantizer.watch = watch
+    for _, same in itertools.groupby(sorted(rows, key=len), key=len):
+        same = list(same)
+        for start in range(0, len(same), BATCH_SIZE):
+            given = pad(same[start : start + BATCH_SIZE], 0)
+            model(**{name: torch.from_numpy(value).to(device) for name, value in given.items()})
+    for quantizer in quantizers(model).values():
+        quantizer.watch = None
+    model.train(was_training)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, rows: list[list[int]], texts: int) -> None:
+    """Set every scale and zero point from `texts` of the token rows, drawn at random, with activations in FP32.
+
+    Of the shares SHRINKAGE of the observed range (widened to hold zero), the one of least squared error is taken.
+    """
+    sample = random.Random(0).sample(rows, min(texts, len(rows)))
+    ranges, errors = {}, {}
+
+    def see_range(quantizer, x):
+        low, high = ranges.get(quantizer, (0.0, 0.0))
+        ranges[quantizer] = min(low, float(x.min())), max(high, float(x.max()))
+
+    def set_range(quantizer, share):
+        low, high = (share * edge for edge in ranges[quantizer])
+        if quantizer.zero_point.dtype == torch.uint8:
+            quantizer.scale.fill_((high - low) / 255 or 1.0)
+            quantizer.zero_point.fill_(round(-low / quantizer.scale.item()))
+        else:
+            quantizer.scale.fill_(max(-low, high) / 127 or 1.0)
+
+    def see_errors(quantizer, x):
+        for share in SHRINKAGE:
+            set_range(quantizer, share)
+            rounded = (x / quantizer.scale).round_().clamp_(*quantizer.bounds()).mul_(quantizer.scale)
+            errors.setdefault(quantizer, dict.fromkeys(SHRINKAGE, 0.0))[share] += float((rounded - x).square().sum())
+
+    every = quantizers(model).values()
+    for quantizer in every:
+        quantizer.enabled = False
+    _observe(model, sample, see_range)
+    _observe(model, sample, see_errors)
+    for quantizer in every:
+        set_range(quantizer, min(errors[quantizer], key=errors[quantizer].get))
+        quantizer.enabled = True
+
+
+def observed_ranges(model: nn.Module, rows: list[list[int]]) -> dict[str, dict]:
+    """Quantizer -> its learned range and what it met in token rows `rows`: extremes, share of values beyond the range.
+
+    Keys are `learned` and `observed` ([low, high] each), `clipped` (0 to 1), `scale` and `zero_point`.
+    """
+    names = {quantizer: name for name, quantizer in quantizers(model).items()}
+    seen = {name: {"learned": [bound * quantizer.scale.item() for bound in quantizer.bounds()],
+                   "observed": [float("inf"), float("-inf")], "clipped": 0, "values": 0,
+                   "scale": quantizer.scale.item(), "zero_point": int(quantizer.zero_point)}
+            for quantizer, name in names.items()}
+
+    def watch(quantizer, x):
+        held, (low, high) = seen[names[quantizer]], quantizer.bounds()
+        ratio = (x / quantizer.scale.detach()).round_()
+        held["observed"] = [min(held["observed"][0], float(x.min())), max(held["observed"][1], float(x.max()))]
+        held["clipped"] += int(((ratio < low) | (ratio > high)).sum())
+        held["values"] += x.numel()
+
+    _observe(model, rows, watch)
+    for held in seen.values():
+        held["clipped"] /= held.pop("values")
+    return seen
+
+
+def range_lines(seen: dict[str, dict]) -> list[str]:
+    """What observed_ranges() found, as a user reads it."""
+    name = max(seen, key=lambda tensor: seen[tensor]["clipped"])
+    return [f"  {len(seen)} learned activation scales; over valid at most {100 * seen[name]['clipped']:.2g} % of a "
+            f"tensor's values lie beyond its range ({name})"]

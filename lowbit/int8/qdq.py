@@ -1,0 +1,107 @@
+"""From the FP32 graph to integers with learned scales: Q/DQ pairs where the simulation has its quantizers.
+
+Runtimes put an integer kernel in place of DequantizeLinear -> MatMul, if the graph allows it. Three things that ONNX
+Runtime needs were found by counting the operators of its optimised graph: every product has Q/DQ pairs of its own
+(a pair that Q, K and V share keeps all three on floats if it is int8), with scale and zero point of their own (equal
+pairs are merged again if they name the same tensors), and no product has rank 2 (MatMul and Add of rank 2 become a
+float Gemm). OpenVINO and TensorRT take the same graph: both inputs of every MatMul are dequantized.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from lowbit.graph.names import module_of
+from lowbit.int8.learned import ActivationQuantizer, LearnedQuantLinear, SymmetricQuantEmbedding
+
+
+@dataclass
+class _Writer:
+    """Nodes and constants of the graph that is being made; names start with those of the model's modules."""
+
+    nodes: list = field(default_factory=list)
+    constants: list = field(default_factory=list)
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
+        return name
+
+    def node(self, operator: str, inputs: list[str], output: str, name: str, **attributes) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
+        return output
+
+    def activation(self, x: str, path: str, quantizer: ActivationQuantizer) -> str:
+        """A Q/DQ pair of its own for tensor x; returns the dequantized tensor."""
+        scaling = [self.constant(f"{path}/scale", quantizer.scale.detach().numpy()),
+                   self.constant(f"{path}/zero_point", quantizer.zero_point.numpy())]
+        integers = self.node("QuantizeLinear", [x, *scaling], f"{path}/quantized", f"{path}/QuantizeLinear")
+        return self.node("DequantizeLinear", [integers, *scaling], f"{path}/dequantized", f"{path}/DequantizeLinear")
+
+    def stored(self, path: str, module) -> list[str]:
+        """Integers, scale and zero point of a weight [in, out] or a table [rows, width]."""
+        integers, scale = (tensor.numpy() for tensor in module.stored())
+        if isinstance(module, LearnedQuantLinear):
+            integers = integers.T
+        return [self.constant(f"{path}/weight/integers", integers), self.constant(f"{path}/weight/scale", scale),
+                self.constant(f"{path}/weight/zero_point", np.zeros(scale.shape, np.int8))]
+
+    def linear(self, node: onnx.NodeProto, path: str, module: LearnedQuantLinear) -> None:
+        """MatMul, or Gemm as MatMul and Add of rank 3, with both inputs dequantized."""
+        x, output = node.input[0], node.output[0]
+        gemm = node.op_type == "Gemm"
+        if gemm:
+            axis = self.constant(f"{path}/axis", np.array([0]))
+            x = self.node("Unsqueeze", [x, axis], f"{path}/input", f"{path}/Unsqueeze")
+        x = self.activation(x, f"{path}/input", module.quantize)
+        weight = self.node("DequantizeLinear", self.stored(path, module), f"{path}/weight/dequantized",
+                           f"{path}/weight/DequantizeLinear", **({"axis": 1} if module.per_channel else {}))
+        product = self.node("MatMul", [x, weight], f"{path}/product" if gemm else output, f"{path}/MatMul")
+        if gemm:
+            total = self.node("Add", [product, node.input[2]], f"{path}/sum", f"{path}/Add")
+            self.node("Squeeze", [total, axis], output, f"{path}/Squeeze")
+
+    def product(self, node: onnx.NodeProto, path: str, quantizers) -> None:
+        """One of attention's two products, of activations."""
+        names = ("probabilities", "value") if "Softmax" in node.input[0] else ("query", "key")
+        inputs = [self.activation(x, f"{path}/{name}", quantizers[name])
+                  for x, name in zip(node.input, names, strict=True)]
+        self.node("MatMul", inputs, node.output[0], node.name)
+
+    def embedding(self, node: onnx.NodeProto, path: str, module: SymmetricQuantEmbedding) -> None:
+        """Rows are looked up as integers, and only these are dequantized."""
+        table, *scaling = self.stored(path, module)
+        rows = self.node("Gather", [table, node.input[1]], f"{path}/rows", f"{path}/Gather")
+        self.node("DequantizeLinear", [rows, *scaling], node.output[0], f"{path}/DequantizeLinear")
+
+
+def quantize(exported: onnx.ModelProto, model) -> onnx.ModelProto:
+    """The Q/DQ form of an exported FP32 graph; `model` is the simulation on the CPU (learned.prepare, weights loaded).
+
+    Scales, zero points and integers are the simulation's own tensors. Raises RuntimeError if a part of the simulation
+    has no place in the graph.
+    """
+    modules, writer = dict(model.named_modules()), _Writer()
+    wanted = {name for name, module in modules.items()
+              if isinstance(module, (LearnedQuantLinear, SymmetricQuantEmbedding)) or hasattr(module, "quantizers")}
+    for node in exported.graph.node:
+        name, path = module_of(node), node.name.rpartition("/")[0]
+        module = modules.get(name)
+        if isinstance(module, LearnedQuantLinear) and node.op_type in ("MatMul", "Gemm"):
+            writer.linear(node, path, module)
+        elif isinstance(module, SymmetricQuantEmbedding) and node.op_type == "Gather":
+            writer.embedding(node, path, module)
+        elif hasattr(module, "quantizers") and node.op_type == "MatMul":
+            writer.product(node, path, module.quantizers)
+        else:
+            writer.nodes.append(node)
+            continue
+        wanted.discard(name)
+    if wanted:
+        raise RuntimeError(f"the exported graph has no product for {', '.join(sorted(wanted))}")
+    used = {name for node in writer.nodes for name in node.input}
+    kept = [tensor for tensor in exported.graph.initializer if tensor.name in used]
+    graph = helper.make_graph(writer.nodes, exported.graph.name, exported.graph.input, exported.graph.output,
+                              [*kept, *writer.constants])
+    return helper.make_model(graph, opset_imports=exported.opset_import, ir_version=exported.ir_version)

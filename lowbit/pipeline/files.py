@@ -1,0 +1,107 @@
+"""What stages hand over: files under models/<run>/, written atomically and recorded in manifest.json."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from lowbit.pipeline.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def resolve(path: str) -> Path:
+    """A setting's path: absolute, or counted from the project's root whatever the shell's folder is."""
+    return Path(os.path.normpath(ROOT / path))
+
+
+def shown(path: Path) -> str:
+    """The path as a user reads it: from the project's root where it lies inside."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def run_dir(run: str) -> Path:
+    """models/<run>; raises UserError for a name that is not one plain folder name, or is a file's."""
+    if not run or run.startswith(".") or Path(run).name != run:
+        raise UserError(f"RUN is {run!r}; use one plain folder name, such as my-run: it is made under models/")
+    folder = ROOT / "models" / run
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"RUN is {run!r}, but {shown(folder)} is a file: choose another name")
+    return folder
+
+
+@contextlib.contextmanager
+def atomic_folder(parent: Path):
+    """A scratch folder inside `parent`; publish() moves its files up, whatever is left is removed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def external_data(path: Path) -> Path:
+    """The file beside an ONNX file of 2 GB or more that holds its weights."""
+    return path.with_name(f"{path.name}.data")
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of an ONNX file, its external data included."""
+    data = external_data(path)
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+
+
+def publish(scratch: Path) -> list[str]:
+    """Flush every file of a scratch folder to disk and rename it into the parent; returns the names.
+
+    External data of an older file of the same name is deleted.
+    """
+    names = sorted(path.name for path in scratch.iterdir())
+    for name in names:
+        with open(scratch / name, "rb") as handle:
+            os.fsync(handle.fileno())
+    for name in names:
+        os.replace(scratch / name, scratch.parent / name)
+        if external_data(Path(name)).name not in names:
+            external_data(scratch.parent / name).unlink(missing_ok=True)
+    return names
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all."""
+    with atomic_folder(path.parent) as scratch:
+        (scratch / path.name).write_text(text, encoding="utf-8")
+        publish(scratch)
+
+
+def write_json(path: Path, value) -> None:
+    """Write JSON, indented, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete scratch folders that a killed run left in `folder`."""
+    for scratch in folder.glob(".tmp-*"):
+        shutil.rmtree(scratch)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+
+
+
+
+
+
+
+
+
+

@@ -1,0 +1,99 @@
+"""manifest.json of a run: what each stage wrote, from what, how and with what; the chain of stages is checked."""
+
+import datetime
+import json
+import sys
+from pathlib import Path
+
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import external_data, sha256, shown, write_json
+from lowbit.pipeline.machine import machine, versions
+
+MANIFEST = "manifest.json"
+
+
+def read_manifest(folder: Path) -> dict:
+    """Stage -> record; empty for a folder without a manifest."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for made in manifest.values():
+            if not all(isinstance(file["sha256"], str) for file in made["writes"].values()):
+                raise ValueError("a file without its SHA-256")
+            if not all(isinstance(digest, str) for digest in made["reads"].values()):
+                raise ValueError("a source without its SHA-256")
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{shown(path)} cannot be read ({error}): delete it and run the stages again") from None
+
+
+def _digests(folder: Path, reads: list[Path]) -> dict[str, str]:
+    return {path.name if path.parent == folder else shown(path): sha256(path) for path in reads}
+
+
+def record(folder: Path, stage: str, settings: dict, reads: list[Path], writes: list[str]) -> None:
+    """Note in the manifest what `stage` wrote into `folder` (bytes, SHA-256), from what, how and with what.
+
+    `reads` are the files it read: those of the run itself form the chain that `require` checks.
+    """
+    manifest = read_manifest(folder)
+    manifest[stage] = {
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", stage, *sys.argv[1:]]),
+        "settings": settings,
+        "versions": versions(),
+        "machine": machine(),
+        "reads": _digests(folder, reads),
+        "writes": {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+                   for name in writes},
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def require(folder: Path, stage: str, *names: str) -> list[Path]:
+    """The files `names` that `stage` wrote into `folder`, checked against the manifest and its chain.
+
+    Raises UserError if one is missing, differs from what was recorded, or was made from something that
+    an earlier stage has replaced since.
+    """
+    manifest = read_manifest(folder)
+    again = f"run `python {stage} --run {folder.name}`"
+    writes = manifest.get(stage, {}).get("writes", {})
+    names += tuple(data for name in names if (data := external_data(Path(name)).name) in writes)
+    for name in names:
+        if not (folder / name).exists():
+            raise UserError(f"{shown(folder / name)} is missing: {again} first")
+        written = writes.get(name)
+        if written is None:
+            raise UserError(f"{shown(folder / name)} is not recorded in {shown(folder / MANIFEST)}: {again} to make it")
+        found = sha256(folder / name)
+        if found != written["sha256"]:
+            raise UserError(
+                f"{shown(folder / name)} (SHA-256 {found[:12]}) is not the file that {stage} recorded "
+                f"({written['sha256'][:12]}): it was changed, cut short or copied from elsewhere; {again} again")
+    for source, digest in manifest[stage]["reads"].items():
+        for maker, other in manifest.items():
+            now = other["writes"].get(source)
+            if now is not None and now["sha256"] != digest:
+                raise UserError(
+                    f"{shown(folder / names[0])} was made from another {source} (SHA-256 {digest[:12]}) than the one "
+                    f"that {maker} has written since ({now['sha256'][:12]}): {again} again")
+            if now is not None and maker != stage:
+                require(folder, maker, source)
+    return [folder / name for name in names]
+
+
+def is_made(folder: Path, stage: str, settings: dict, reads: list[Path], names: list[str]) -> bool:
+    """Whether `stage` has written the files `names`, whole, with these settings and versions and from these sources."""
+    made = read_manifest(folder).get(stage)
+    return (made is not None and made["settings"] == settings and made["versions"] == versions()
+            and made["reads"] == _digests(folder, reads) and set(names) <= set(made["writes"])
+            and all((folder / name).exists() and sha256(folder / name) == made["writes"][name]["sha256"]
+                    for name in made["writes"]))
+
+
+def settings_of(folder: Path, stage: str) -> dict:
+    """The settings that `stage` recorded for this run; call after `require`."""
+    return read_manifest(folder)[stage]["settings"]

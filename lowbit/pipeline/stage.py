@@ -1,0 +1,41 @@
+"""What every stage script does around its own work: settings, banner, errors, the next step's command."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from lowbit.pipeline.errors import exit_with_sentence
+from lowbit.pipeline.settings import parse_flags
+
+
+def run_stage(main, script_globals: dict, bare: str = "") -> None:
+    """Run a stage: lay the flags over its constants, print its first line, call main(settings).
+
+    `main` returns the command to run next, or None. An argument without a flag sets the constant named `bare`.
+    A user's mistake ends in one sentence and exit 2.
+    """
+    script, doc = script_globals["__file__"], script_globals["__doc__"]
+    started = time.monotonic()
+    try:
+        settings = parse_flags(script, doc, sys.argv[1:], bare)
+        script_globals.update(settings)
+        print(doc.splitlines()[0], flush=True)
+        following = main(settings)
+    except (Exception, KeyboardInterrupt) as error:
+        exit_with_sentence(error)
+    print(f"done in {time.monotonic() - started:.0f} s" + (f"; next: {following}" if following else ""), flush=True)
+
+
+def next_command(script: str, settings: dict, *names: str) -> str:
+    """`python int8_eager/export_to_onnx.py --run X`: the next stage with those settings that were changed here.
+
+    Raises FileNotFoundError if `script` is not a path from the project's root.
+    """
+    from lowbit.pipeline.files import ROOT
+    from lowbit.pipeline.settings import read_constants
+
+    defaults = read_constants((ROOT / script).read_text(encoding="utf-8"))
+    flags = [f"--{name.lower().replace('_', '-')} {shlex.quote(str(settings[name]))}" for name in names
+             if name in defaults and settings.get(name, defaults[name][0]) != defaults[name][0]]
+    return " ".join([f"python {Path(script)}", *flags])

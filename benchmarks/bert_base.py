@@ -12,11 +12,22 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from lowbit.data.tsv import LABELS, SPLITS, read_split
-from lowbit.measure.session import Session, latency, random_inputs
-from lowbit.pipeline.files import ROOT, shown, write_json
+from lowbit.data.task import SENTIMENT
+from lowbit.data.tsv import SPLITS, read_split
+from lowbit.measure.session import random_inputs, take_turns
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import ROOT, run_dir, shown, write_json
 
 STEP_SHAPE = (16, 64)
+
+
+def fresh_run(run: str) -> Path:
+    """models/<run>, emptied if a benchmark made it; raises UserError for anybody else's folder."""
+    folder = run_dir(run)
+    if folder.exists() and not (folder / "encoder").is_dir():
+        raise UserError(f"RUN is {run!r}, but {shown(folder)} was not made by a benchmark: choose another name")
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def make_run(folder: Path, indobert: Path, smsa: Path, stages: list[tuple[str, tuple]]) -> None:
@@ -31,8 +42,8 @@ def make_run(folder: Path, indobert: Path, smsa: Path, stages: list[tuple[str, t
     data.mkdir()
     for split in SPLITS:
         texts, labels = read_split(smsa, split)
-        some = slice(None, None, len(texts) // 32)  # the files are sorted by label in places
-        rows = [f"{text}\t{LABELS[label]}\n" for text, label in zip(texts[some], labels[some], strict=True)]
+        some = slice(None, None, max(len(texts) // 32, 1))  # the files are sorted by label in places
+        rows = [f"{text}\t{SENTIMENT.labels[label]}\n" for text, label in zip(texts[some], labels[some], strict=True)]
         (data / f"{split}.tsv").write_text("".join(rows), encoding="utf-8")
     for stage, flags in stages:
         subprocess.run([sys.executable, ROOT / stage, "--run", folder.name, *flags], check=True)
@@ -47,27 +58,39 @@ def write_results(result: dict, name: str, folder: Path, keep: bool) -> None:
     print(f"wrote {shown(out)}")
 
 
-def time_shapes(sessions: dict[str, Session], low: str, shapes, vocab_size: int, rounds: int, runs: int) -> dict:
-    """`1x32` -> latencies of FP32 and the low-bit file in turns, and how many times faster the latter is."""
-    result = {}
-    for batch, length in shapes:
-        timed = latency(sessions, random_inputs(vocab_size, batch, length, runs), rounds)
-        ratios = np.divide(timed["FP32"]["round_medians_ms"], timed[low]["round_medians_ms"])
-        timed |= {"speed_up": timed["FP32"]["p50_ms"] / timed[low]["p50_ms"], "round_ratios": ratios.tolist()}
-        result[f"{batch}x{length}"] = timed
-        print(f"  {batch:2} x {length:3} tokens: FP32 {timed['FP32']['p50_ms']:7.1f} ms, {low} "
-              f"{timed[low]['p50_ms']:6.1f} ms, {timed['speed_up']:.3f}x "
-              f"({min(ratios):.3f} to {max(ratios):.3f} by round)", flush=True)
-    return result
+def time_files(files: dict[str, tuple[Path, str]], reference: str, shapes, vocab_size: int, rounds: int, runs: int,
+               provider: str = "CPUExecutionProvider", extra: dict | None = None) -> dict:
+    """Median times of each (file, runtime) at `shapes` (batch, tokens), a process each in every turn, in turns.
+
+    `latency` maps "16x64" to name -> median_ms, ratio (how many times the reference's speed: the median of the rounds'
+    ratios) and round_ratios; `peak_memory_mb` is each process's. `extra` batches are timed too: their seconds a round.
+    """
+    timed = {f"{batch}x{length}": random_inputs(vocab_size, batch, length, runs) for batch, length in shapes}
+    turns = [take_turns(files, timed | (extra or {}), provider, 0) for _ in range(rounds)]
+    latency = {}
+    for shape in timed:
+        medians = {name: [statistics.median(turn[name]["ms"][shape]) for turn in turns] for name in files}
+        print(f"  {shape.replace('x', ' x ')} tokens")
+        latency[shape] = {}
+        for name, ours in medians.items():
+            ratios = np.divide(medians[reference], ours).tolist()
+            found = {"median_ms": statistics.median(ours), "ratio": statistics.median(ratios), "round_ratios": ratios}
+            latency[shape][name] = found
+            print(f"    {name:22} {found['median_ms']:7.1f} ms, {found['ratio']:.2f}x the speed of {reference} "
+                  f"({min(ratios):.2f} to {max(ratios):.2f} by round)", flush=True)
+    seconds = {key: {name: [sum(turn[name]["ms"][key]) / 1e3 for turn in turns] for name in files}
+               for key in extra or ()}
+    memory = {name: statistics.median(turn[name]["peak_memory_mb"] for turn in turns) for name in files}
+    return {"latency": latency, "peak_memory_mb": memory, "seconds": seconds}
 
 
-def step_worker(pipe, config_dir: Path, prepare, autocast: bool) -> None:
-    """A process that times training steps of prepare(model): forward, backward, AdamW, on random ids [16, 64]."""
+def step_worker(pipe, config_dir: Path, simulate, autocast: bool) -> None:
+    """A process that times training steps of simulate(model): forward, backward, AdamW, on random ids [16, 64]."""
     torch.manual_seed(0)
-    model = prepare(AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(config_dir))).train()
+    model = simulate(AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(config_dir))).train()
     optimiser = torch.optim.AdamW(model.parameters(), 2e-5, fused=True)
     ids = torch.randint(5, 30_000, STEP_SHAPE)
-    labels = torch.randint(0, len(LABELS), STEP_SHAPE[:1])
+    labels = torch.randint(0, len(SENTIMENT.labels), STEP_SHAPE[:1])
     while (steps := pipe.recv()) is not None:
         seconds = []
         for _ in range(steps + 1):  # the first of a turn warms up
@@ -86,13 +109,13 @@ def unchanged(model):
     return model
 
 
-def measure_steps(config_dir: Path, prepare, autocast: bool, rounds: int, count: int) -> dict:
-    """Median seconds of a plain step and of one of prepare(model), two processes taking turns, and their ratio."""
+def measure_steps(config_dir: Path, simulate, autocast: bool, rounds: int, count: int) -> dict:
+    """Median seconds of a plain step and of one of simulate(model), two processes taking turns, and their ratio."""
     context = multiprocessing.get_context("spawn")
     workers = {}
-    for name, prepared in (("plain", unchanged), ("qat", prepare)):
+    for name, changed in (("plain", unchanged), ("qat", simulate)):
         ours, theirs = context.Pipe()
-        workers[name] = ours, context.Process(target=step_worker, args=(theirs, config_dir, prepared, autocast))
+        workers[name] = ours, context.Process(target=step_worker, args=(theirs, config_dir, changed, autocast))
         workers[name][1].start()
     seconds = {name: [] for name in workers}
     for _ in range(rounds):
@@ -105,7 +128,7 @@ def measure_steps(config_dir: Path, prepare, autocast: bool, rounds: int, count:
     medians = {f"{name}_seconds": statistics.median(sum(rows, [])) for name, rows in seconds.items()}
     ratios = [statistics.median(qat) / statistics.median(plain)
               for qat, plain in zip(seconds["qat"], seconds["plain"], strict=True)]
-    ratio = medians["qat_seconds"] / medians["plain_seconds"]
+    ratio = statistics.median(ratios)
     print(f"  training step 16 x 64 in {'bf16' if autocast else 'fp32'}: plain {medians['plain_seconds']:.2f} s, QAT "
           f"{medians['qat_seconds']:.2f} s, {ratio:.2f}x ({min(ratios):.2f} to {max(ratios):.2f} by round)", flush=True)
     return {**medians, "ratio": ratio, "round_ratios": ratios}

@@ -4,21 +4,19 @@ Reads   INDOBERT_DIR/                       IndoBERT's config.json and tokenizer
         DATA_DIR/{train,valid,test}.tsv
 Writes  results/bert_base_fp16.json         and models/<RUN>/, about 2 GB, deleted unless --keep
 """
-import shutil
 
-from bert_base import make_run, measure_steps, time_shapes, write_results
+from bert_base import fresh_run, make_run, measure_steps, time_files, write_results
 from transformers import AutoTokenizer
 
-from lowbit.fp16.simulation import prepare
+from lowbit.fp16.simulation import simulate
 from lowbit.graph.census import dtype_census, dtype_lines
-from lowbit.measure.session import Session
-from lowbit.pipeline.files import file_bytes, resolve, run_dir
+from lowbit.pipeline.files import file_bytes, resolve
 from lowbit.pipeline.machine import machine, versions
 from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --rounds 3 ---------------------------------------------
-INDOBERT_DIR = "../shared/data/indobert"  # folder of IndoBERT's config.json and tokenizer.json
-DATA_DIR = "../shared/data/smsa"  # folder of train.tsv, valid.tsv, test.tsv
+INDOBERT_DIR = "data/indobert"  # folder of IndoBERT's config.json and tokenizer.json
+DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv
 RUN = "bench-bert-base-fp16"    # folder under models/
 PROVIDER = "CPUExecutionProvider"  # ONNX Runtime execution provider; an absent one is an error
 ROUNDS = 8                      # turns that the processes take
@@ -30,14 +28,13 @@ KEEP = False                    # keep models/<RUN>
 SHAPES = ((1, 32), (1, 128), (16, 64))
 
 
-def simulate(model):
+def simulate_fp16(model):
     """The model that train_qat_fp16.py trains by default."""
-    return prepare(model, frozenset())
+    return simulate(model, frozenset())
 
 
 def main(settings):
-    folder = run_dir(RUN)
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = fresh_run(RUN)
     data = ("--data-dir", folder / "data")
     make_run(folder, resolve(INDOBERT_DIR), resolve(DATA_DIR), [
         ("fp16_eager/train_qat_fp16.py", ("--model-name", folder / "encoder", *data, "--num-epochs", "1")),
@@ -47,15 +44,14 @@ def main(settings):
     counted = dtype_census(files["FP16"])
     print(f"  {size['FP32']:.1f} MB -> {size['FP16']:.1f} MB ({100 * size['FP16'] / size['FP32']:.2f} %)")
     print(*dtype_lines(counted), sep="\n")
-    with Session(files["FP32"], PROVIDER, 0) as fp32, Session(files["FP16"], PROVIDER, 0) as fp16:
-        sessions = {"FP32": fp32, "FP16": fp16}
-        timed = time_shapes(sessions, "FP16", SHAPES, len(AutoTokenizer.from_pretrained(folder)), ROUNDS, RUNS)
-        memory = {name: session.peak_memory_mb() for name, session in sessions.items()}
+    timed = time_files({name: (path, "onnxruntime") for name, path in files.items()}, "FP32", SHAPES,
+                       len(AutoTokenizer.from_pretrained(folder)), ROUNDS, RUNS, PROVIDER)
+    memory = timed["peak_memory_mb"]
     print(f"  peak memory: FP32 {memory['FP32']:.0f} MB, FP16 {memory['FP16']:.0f} MB")
-    step = measure_steps(resolve(INDOBERT_DIR), simulate, False, ROUNDS // 2, STEPS)
+    step = measure_steps(resolve(INDOBERT_DIR), simulate_fp16, False, max(ROUNDS // 2, 1), STEPS)
     write_results({"machine": machine(), "versions": versions(), "settings": settings, "size_mb": size,
-                   "size_ratio": size["FP16"] / size["FP32"], "census": counted, "latency": timed,
-                   "peak_memory_mb": memory, "training_step_fp32": step}, "bert_base_fp16", folder, KEEP)
+                   "size_ratio": size["FP16"] / size["FP32"], "census": counted, **timed,
+                   "training_step_fp32": step}, "bert_base_fp16", folder, KEEP)
 
 
 if __name__ == "__main__":

@@ -9,29 +9,24 @@ Needs   pip install -r requirements-benchmarks.txt: OpenVINO, and NNCF, its own 
 One process a file and runtime, all taking turns: the file with learned ranges in OpenVINO and in ONNX Runtime, the
 dynamic INT8 file in ONNX Runtime, NNCF's file in OpenVINO, FP32 in both.
 """
-import contextlib
 import logging
-import shutil
 
-import numpy as np
 import onnx
-from bert_base import make_run, measure_steps, write_results
+from bert_base import fresh_run, make_run, measure_steps, time_files, write_results
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from transformers import AutoTokenizer
 
-from lowbit.data.tokens import encode, pad
+from lowbit.data.tokens import Row, load_reader, pad
 from lowbit.data.tsv import read_split
 from lowbit.graph.census import census, openvino_kernels
-from lowbit.int8.learned import prepare
-from lowbit.measure.session import Session, latency, random_inputs
+from lowbit.int8.learned import simulate
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import resolve, run_dir
+from lowbit.pipeline.files import resolve
 from lowbit.pipeline.machine import machine, versions
 from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --rounds 3 ---------------------------------------------
-INDOBERT_DIR = "../shared/data/indobert"  # folder of IndoBERT's config.json and tokenizer.json
-DATA_DIR = "../shared/data/smsa"  # folder of train.tsv, valid.tsv, test.tsv
+INDOBERT_DIR = "data/indobert"  # folder of IndoBERT's config.json and tokenizer.json
+DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv
 RUN = "bench-bert-base-learned"  # folder under models/
 TARGET = "openvino"             # as in train_qat_int8.py
 QUANTIZE_ATTENTION = True       # as in train_qat_int8.py
@@ -45,12 +40,12 @@ KEEP = False                    # keep models/<RUN>
 SHAPES = ((1, 32), (1, 128), (16, 64), (16, 128))
 
 
-def simulate(model):
+def simulate_learned(model):
     """The model that train_qat_int8.py trains with learned ranges, scales not calibrated: their values cost no time."""
-    return prepare(model, "openvino", False, True, True, False)
+    return simulate(model, "openvino", False, True, True, False)
 
 
-def nncf_file(fp32, path, rows: list[list[int]], pad_id: int) -> None:
+def nncf_file(fp32, path, rows: list[Row], pad_id: int) -> None:
     """NNCF's post-training INT8 of the FP32 graph, with its settings for transformers."""
     import nncf
     import openvino
@@ -65,8 +60,7 @@ def main(settings):
         import nncf
     except ImportError:
         raise UserError("NNCF is not installed: pip install -r requirements-benchmarks.txt") from None
-    folder = run_dir(RUN)
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = fresh_run(RUN)
     learned = ("--activation-ranges", "learned", "--target", TARGET, "--quantize-attention", str(QUANTIZE_ATTENTION))
     make_run(folder, resolve(INDOBERT_DIR), resolve(DATA_DIR), [
         ("int8_eager/train_qat_int8.py", ("--model-name", folder / "encoder", "--data-dir", folder / "data",
@@ -76,10 +70,10 @@ def main(settings):
     dynamic, theirs = folder / "dynamic.onnx", folder / "nncf.xml"
     logging.getLogger().setLevel(logging.ERROR)
     quantize_dynamic(onnx.load(fp32), dynamic, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gather"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    reader = load_reader(folder)
     texts = read_split(resolve(DATA_DIR), "train")[0]
-    rows = encode(texts[:: len(texts) // NNCF_TEXTS][:NNCF_TEXTS], tokenizer, "negation-safe", 128)
-    nncf_file(fp32, theirs, rows, tokenizer.pad_token_id)
+    rows = reader.rows(texts[:: max(len(texts) // NNCF_TEXTS, 1)][:NNCF_TEXTS])
+    nncf_file(fp32, theirs, rows, reader.pad_id)
     size = {path.name: path.stat().st_size / 1e6 for path in (fp32, ours, dynamic, theirs.with_suffix(".bin"))}
     result = {"machine": machine(), "versions": {**versions(), "nncf": nncf.__version__}, "settings": settings,
               "size_mb": size, "size_ratio": size[ours.name] / size[fp32.name], "census": census(ours),
@@ -88,23 +82,9 @@ def main(settings):
     files = {"FP32, ONNX Runtime": (fp32, "onnxruntime"), "dynamic, ONNX Runtime": (dynamic, "onnxruntime"),
              "learned, ONNX Runtime": (ours, "onnxruntime"), "FP32, OpenVINO": (fp32, "openvino"),
              "NNCF, OpenVINO": (theirs, "openvino"), "learned, OpenVINO": (ours, "openvino")}
-    result["latency"] = {}
-    with contextlib.ExitStack() as stack:
-        sessions = {name: stack.enter_context(Session(path, "CPUExecutionProvider", 0, runtime))
-                    for name, (path, runtime) in files.items()}
-        for batch, length in SHAPES:
-            timed = latency(sessions, random_inputs(len(tokenizer), batch, length, RUNS), ROUNDS)
-            best = timed["learned, OpenVINO"]
-            print(f"  {batch} x {length} tokens")
-            for name, times in timed.items():
-                ratios = np.divide(times["round_medians_ms"], best["round_medians_ms"])
-                times |= {"ratio": times["p50_ms"] / best["p50_ms"], "round_ratios": ratios.tolist()}
-                print(f"    {name:22} {times['p50_ms']:7.1f} ms, {times['ratio']:.2f}x the time of learned in OpenVINO "
-                      f"({min(ratios):.2f} to {max(ratios):.2f} by round)", flush=True)
-            result["latency"][f"{batch}x{length}"] = timed
-        result["peak_memory_mb"] = {name: session.peak_memory_mb() for name, session in sessions.items()}
+    result |= time_files(files, "NNCF, OpenVINO", SHAPES, len(reader.tokenizer), ROUNDS, RUNS)
     if STEPS:
-        result["training_step_fp32"] = measure_steps(resolve(INDOBERT_DIR), simulate, False, ROUNDS, STEPS)
+        result["training_step_fp32"] = measure_steps(resolve(INDOBERT_DIR), simulate_learned, False, ROUNDS, STEPS)
     write_results(result, "bert_base_learned", folder, KEEP)
 
 

@@ -6,19 +6,19 @@ Writes  RESULTS/finetuned_smsa/results.json, RESULTS/report.html, and models/<RU
 
 Sizes, speeds, memory and census are IndoBERT's; accuracies are those of noise and mean nothing.
 """
-import json
 import shutil
 import subprocess
 import sys
 
-from bert_base import make_run
+from bert_base import fresh_run, make_run
 
 from lowbit.pipeline.files import ROOT, resolve, run_dir
 from lowbit.pipeline.stage import run_stage
+from lowbit.ptq.results import read_results
 
 # ---- settings: edit here, or for one run: --rounds 1 ---------------------------------------------
-INDOBERT_DIR = "../shared/data/indobert"  # folder of IndoBERT's config.json and tokenizer.json
-DATA_DIR = "../shared/data/smsa"  # folder of train.tsv, valid.tsv, test.tsv
+INDOBERT_DIR = "data/indobert"  # folder of IndoBERT's config.json and tokenizer.json
+DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv
 RUN = "bench-bert-base-ptq"     # folder under models/
 RESULTS = "results/bert_base_ptq"  # folder of the results, from the project's root
 CALIBRATION_TEXTS = 512         # static: texts of train, one at a time
@@ -37,8 +37,7 @@ def main(settings):
     folder = run_dir(RUN)
     data = folder / "data"
     if not (folder / "model_fp32.onnx").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        fresh_run(RUN).mkdir()
         make_run(folder, resolve(INDOBERT_DIR), resolve(DATA_DIR), [(FINETUNE, (
             "--model-name", folder / "encoder", "--data-dir", data, "--num-epochs", "1"))])
     shutil.copy(resolve(DATA_DIR) / "train.tsv", data)  # what is calibrated on
@@ -47,7 +46,7 @@ def main(settings):
     subprocess.run([sys.executable, ROOT / MATRIX, "finetuned_smsa", "--run", folder.name, "--data-dir", data, *flags],
                    check=True)
     subprocess.run([sys.executable, ROOT / REPORT, "--results", RESULTS, "--title", TITLE], check=True)
-    rows = json.loads((resolve(RESULTS) / "finetuned_smsa" / "results.json").read_text(encoding="utf-8"))
+    rows = read_results(resolve(RESULTS) / "finetuned_smsa")["files"]
     making = [row["making"] for row in rows.values() if row.get("making")]
     most = max(part["peak_memory_mb"] for made in making for part in (made, made.get("calibration", made)))
     print(f"  largest peak memory of making a file: {most / 1e3:.1f} GB")

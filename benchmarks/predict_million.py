@@ -19,7 +19,7 @@ from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --rows 100000 -------------------------------------------
 MODEL_DIR = "dist/sample-learned"  # folder that pack.py made
-DATA_DIR = "../shared/data/smsa"  # folder of train.tsv
+DATA_DIR = "data"               # folder of train.tsv
 ROWS = 1_000_000                # rows of the large file
 SHORT = 60                      # characters of a text at most
 SAMPLE = 100_000                # rows of a turn

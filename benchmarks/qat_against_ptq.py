@@ -7,7 +7,6 @@ Methods: qat, ptq (the FP32 baseline, quantized after training), and for INT8 al
 learned and stored) and static (the FP32 baseline with ranges calibrated by ONNX Runtime: MinMax, int8, Q/DQ).
 All are trained for the same number of steps by the same recipe and go through the same stages 2 to 4.
 """
-import json
 import logging
 import random
 import statistics
@@ -15,23 +14,24 @@ import subprocess
 import sys
 
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
-from transformers import AutoTokenizer
 
-from lowbit.data.tokens import encode, pad
+from lowbit.data.task import read_task
+from lowbit.data.tokens import load_reader, pad
 from lowbit.data.tsv import read_split
 from lowbit.measure.evaluate import batch_dependence
+from lowbit.measure.record import RESULTS, read_results_file
 from lowbit.measure.score import compare, difference, score
 from lowbit.measure.session import Session
 from lowbit.pipeline.files import ROOT, resolve, run_dir, shown, write_json, write_text
 from lowbit.pipeline.machine import machine, versions
-from lowbit.pipeline.manifest import read_manifest
-from lowbit.pipeline.settings import require
+from lowbit.pipeline.manifest import stages_of
+from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
 PRECISION = "int8"              # int8 or fp16: whose four stages are run
 MODEL_NAME = "models/bert-mini-id"  # encoder that every run starts from
-DATA_DIR = "../shared/data/smsa"  # folder of train.tsv, valid.tsv, test.tsv
+DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv
 SEEDS = "1,2,3"                 # one QAT and one FP32 training run each
 NUM_EPOCHS = 3                  # passes over train
 LEARNING_RATE = 2e-5            # peak of the linear schedule
@@ -59,27 +59,25 @@ def run_static(seed: int) -> dict:
     folder = run_dir(f"bench-{PRECISION}-ptq-{seed}")
     path, made = folder / "model_qat.onnx", run_dir(f"bench-{PRECISION}-static-{seed}") / "model_int8.onnx"
     made.parent.mkdir(exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
-    data = {split: read_split(resolve(DATA_DIR), split) for split in ("train", "valid", "test")}
-    rows = {split: encode(texts, tokenizer, settings["cleaning"], settings["max_length"])
-            for split, (texts, _) in data.items()}
+    reader, task = load_reader(folder), read_task(folder)
+    data = {split: read_split(resolve(DATA_DIR), split, task) for split in ("train", "valid", "test")}
+    rows = {split: reader.rows(texts) for split, (texts, _) in data.items()}
     logging.getLogger().setLevel(logging.ERROR)
     quantize_static(path, made, Texts(random.Random(0).sample(rows["train"], CALIBRATION_TEXTS)),
                     activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, op_types_to_quantize=[
                         "MatMul", "Gemm", "Gather"], calibrate_method=CalibrationMethod.MinMax,
                     extra_options={"DedicatedQDQPair": True})
-    result, logits, truth = {"files": {}}, {}, data["test"][1]
+    files, outputs, truth = {}, {}, data["test"][1]
     for name, file in (("FP32", path), ("INT8", made)):
         with Session(file, "CPUExecutionProvider", 0) as session:
-            logits[name] = session.logits(rows["valid"] + rows["test"], 0)
-            alone = logits[name][-len(truth):]
-            result["files"][name] = score(truth, alone) | {"batch_dependence": batch_dependence(
-                session, rows["test"], alone, 0, 16, settings["max_length"])}
-    test = {name: values[-len(truth):] for name, values in logits.items()}
-    return {**result, "test_texts": len(truth), "against_fp32": compare(truth, test["INT8"], test["FP32"]),
-            "valid_and_test_against_simulation": None,
-            "valid_and_test_against_fp32": difference(logits["INT8"], logits["FP32"])}
+            outputs[name] = session.logits(rows["valid"] + rows["test"], reader.pad_id)
+            alone = outputs[name][-len(truth):]
+            files[name] = score(truth, alone, task) | {"samples": len(truth), "batch_dependence": batch_dependence(
+                session, rows["test"], alone, reader.pad_id, 16, reader.max_length, task)}
+    test = {name: values[-len(truth):] for name, values in outputs.items()}
+    files["INT8"] |= {"against_fp32": compare(truth, test["INT8"], test["FP32"], task),
+                      "all_against_fp32": difference(outputs["INT8"], outputs["FP32"], task)}
+    return {"files": files}
 
 
 def run_stages(method: str, seed: int) -> dict:
@@ -87,7 +85,7 @@ def run_stages(method: str, seed: int) -> dict:
     run, folder = f"bench-{PRECISION}-{method}-{seed}", f"{PRECISION}_eager"
     stages = [f"{folder}/{name}.py" for name in (
         f"train_qat_{PRECISION}", "export_to_onnx", f"quantize_onnx_{PRECISION}", f"eval_onnx_{PRECISION}")]
-    if stages[3] not in read_manifest(run_dir(run)):
+    if stages[3] not in stages_of(run_dir(run)):
         train = ["--model-name", MODEL_NAME, "--seed", str(seed), "--num-epochs", str(NUM_EPOCHS),
                  "--learning-rate", str(LEARNING_RATE), "--data-dir", DATA_DIR, "--qat", str(method != "ptq").lower()]
         data = ["--data-dir", DATA_DIR]
@@ -99,14 +97,14 @@ def run_stages(method: str, seed: int) -> dict:
             flags[stages[2]] = LEARNED
         for stage in stages:
             subprocess.run([sys.executable, ROOT / stage, "--run", run, *flags.get(stage, [])], check=True)
-    return json.loads((run_dir(run) / "results.json").read_text(encoding="utf-8"))
+    return read_results_file(run_dir(run) / RESULTS)
 
 
 def main(settings):
     seeds = [int(seed) for seed in SEEDS.split(",")]
     known = ("qat", "ptq", "learned", "static") if PRECISION == "int8" else ("qat", "ptq")
     for method in METHODS.split(","):
-        require(method in known, f"METHODS names {method!r}; for {PRECISION} choose from {', '.join(known)}")
+        check(method in known, f"METHODS names {method!r}; for {PRECISION} choose from {', '.join(known)}")
     results = {method: [run_static(seed) if method == "static" else run_stages(method, seed) for seed in seeds]
                for method in METHODS.split(",")}
     table, lines = {}, ["| run | file | accuracy | macro-F1 | each seed |", "|---|---|---|---|---|"]
@@ -118,15 +116,14 @@ def main(settings):
             each = ", ".join(f"{100 * f1:.2f}" for f1 in row["macro_f1"])
             lines.append(f"| {method} | {file} | {100 * statistics.mean(row['accuracy']):.2f} "
                          f"| {100 * statistics.mean(row['macro_f1']):.2f} | {each} |")
-        table[f"{method} against FP32"] = [run["against_fp32"] for run in runs]
-        table[f"{method} against simulation"] = [run["valid_and_test_against_simulation"] for run in runs]
-        table[f"{method} valid + test against FP32"] = [run["valid_and_test_against_fp32"] for run in runs]
-        table[f"{method} batch dependence"] = [run["files"][PRECISION.upper()]["batch_dependence"] for run in runs]
+        low = [run["files"][PRECISION.upper()] for run in runs]
+        for key in ("against_fp32", "all_against_simulation", "all_against_fp32", "batch_dependence"):
+            table[f"{method} {key}"] = [record.get(key) for record in low]
     print(*lines, sep="\n")
     out = ROOT / "results" / f"qat_against_ptq_{PRECISION}"
     write_json(out.with_suffix(".json"),
                {"machine": machine(), "versions": versions(), "settings": settings, "test_texts":
-                results[METHODS.split(",")[0]][0]["test_texts"], **table})
+                results[METHODS.split(",")[0]][0]["files"]["FP32"]["samples"], **table})
     write_text(out.with_suffix(".md"), "\n".join(lines) + "\n")
     print(f"wrote {shown(out)}.json and .md")
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lowbit.data.tsv import SPLITS, count_shared, describe, read_tsv
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import atomic_folder, publish, resolve, sha256, shown
-from lowbit.pipeline.settings import require
+from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 
 # ---- settings: edit here, or for one run: --source-dir DIR ---------------------------------------
@@ -83,7 +83,7 @@ def download(url: str, timeout: int, bar: tqdm) -> bytes:
     return bytes(content)
 
 
-def check(split: str, content: bytes, origin: str) -> None:
+def refuse_other_content(split: str, content: bytes, origin: str) -> None:
     """Raises UserError unless `content` is SMSA's file of that split, byte for byte."""
     wanted, size = FILES[split]
     found = hashlib.sha256(content).hexdigest()
@@ -116,7 +116,7 @@ def missing_splits(out: Path, overwrite: bool) -> list[str]:
 
 def main(settings):
     s = settings
-    require(1 <= s["TIMEOUT"] <= 3600, f"TIMEOUT is {s['TIMEOUT']}: use 1 to 3600 seconds")
+    check(1 <= s["TIMEOUT"] <= 3600, f"TIMEOUT is {s['TIMEOUT']}: use 1 to 3600 seconds")
     out = resolve(s["OUT_DIR"])
     wanted = missing_splits(out, s["OVERWRITE"])
     contents = {}
@@ -125,7 +125,7 @@ def main(settings):
     elif s["SOURCE_DIR"]:
         for split, path in source_files(s["SOURCE_DIR"], wanted).items():
             contents[split] = path.read_bytes()
-            check(split, contents[split], str(path))
+            refuse_other_content(split, contents[split], str(path))
             print(f"{split}: {path}, SHA-256 as expected")
     else:
         total = sum(FILES[split][1] for split in wanted)
@@ -133,7 +133,7 @@ def main(settings):
             for split in wanted:
                 url = f"{s['BASE_URL'].rstrip('/')}/{s['COMMIT']}/{FOLDER}/{split}_preprocess.tsv"
                 contents[split] = download(url, s["TIMEOUT"], bar)
-                check(split, contents[split], url)
+                refuse_other_content(split, contents[split], url)
                 tqdm.write(f"{split}: {url}, SHA-256 as expected")
     if contents:
         with atomic_folder(out) as scratch:
@@ -144,7 +144,7 @@ def main(settings):
     for split in SPLITS:
         path = out / f"{split}.tsv"
         texts[split], labels = read_tsv(path)
-        print(f"{shown(path)}  {path.stat().st_size} bytes  {describe(split, labels)}")
+        print(f"{shown(path)}  {path.stat().st_size} bytes  {describe(split, texts[split], labels)}")
     shared = count_shared(texts["train"], texts["valid"])
     print(f"{shared} of {len(texts['valid'])} validation texts also stand in train")
     print("licence Apache-2.0: IndoNLU, https://github.com/IndoNLP/indonlu, Wilie et al. 2020")

@@ -10,13 +10,16 @@ import shutil
 from pathlib import Path
 
 from lowbit.data.cleaning import stop_words
-from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES, load_text_settings
+from lowbit.data.task import TASK_FILE, task_of
+from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES, load_reader
+from lowbit.measure.record import RESULTS, TOO_MUCH, UNSURE, judge, metrics, quality_metrics, read_results_file
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import atomic_folder, external_data, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import integer_advice, machine, versions
-from lowbit.pipeline.manifest import read_manifest, require, settings_of
-from lowbit.pipeline.settings import require as require_setting
+from lowbit.pipeline.manifest import recorded, settings_of, shipped
+from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
+from lowbit.training.encoder import RUN_FILES
 
 # ---- settings: edit here, or for one run: --run sample-int8 ---------------------------------------
 RUN = "indobert-qat-int8-smsa"  # folder under models/ of a run that went through its four stages
@@ -32,45 +35,40 @@ SERVER_PACKAGES = ("numpy", "onnxruntime", "tokenizers")
 SAME = 1e-5  # a logit that batch-mates move by less does not show in a probability
 
 
-def kind_of(folder: Path) -> str:
-    """int8 or fp16: whose stages made the run; raises UserError for neither."""
-    stages = read_manifest(folder)
-    for kind in KINDS:
-        if f"{kind}_eager/quantize_onnx_{kind}.py" in stages:
-            return kind
-    raise UserError(f"{shown(folder)} holds no quantized file: run the four stages of int8_eager/ or fp16_eager/ "
-                    f"with --run {folder.name} first")
+def evaluation(folder: Path, ships: dict) -> dict | None:
+    """The record of the file that ships, from stage 4; None where FORCE packs a run without one.
 
-
-def evaluation(folder: Path, kind: str) -> dict | None:
-    """results.json of stage 4; None where FORCE packs a run without one. Raises UserError for a run not to ship."""
-    stage = f"{kind}_eager/eval_onnx_{kind}.py"
+    Raises UserError for a run not to ship.
+    """
     try:
-        require(folder, stage, "results.json")
+        recorded(folder, ships["stages"]["evaluate"], RESULTS)
     except UserError as error:
-        require_setting(FORCE, f"{error}; or pack it as it is with --force")
+        check(FORCE, f"{error}; or pack it as it is with --force")
         return None
-    result = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    base, ours = result["files"]["FP32"]["accuracy"], result["files"][kind.upper()]["accuracy"]
-    lost = 100 * (base - ours)
-    require_setting(FORCE or lost <= MAX_DROP + 1e-9,
-                    f"{folder.name} loses {lost:.2f} points of test accuracy ({100 * base:.2f} -> {100 * ours:.2f} %), "
-                    f"more than MAX_DROP {MAX_DROP:g}: train it again, choose another precision, or pack it as it is "
-                    "with --force")
-    return result
+    results = read_results_file(folder / RESULTS)
+    record = results["files"][ships["precision"].upper()]
+    found, loss = judge(record, MAX_DROP), record["loss"]
+    check(FORCE or found != TOO_MUCH,
+          f"{folder.name} loses {loss['points']:.2f} points against FP32 on {loss['texts']} texts (95 % interval "
+          f"{loss['low']:.2f} to {loss['high']:.2f}), more than MAX_DROP {MAX_DROP:g}: train it again, choose another "
+          "precision, or pack it as it is with --force")
+    if found == UNSURE:
+        print(f"  {loss['texts']} texts are too few to tell whether it loses more than {MAX_DROP:g} points: "
+              f"{loss['points']:+.2f} were measured, {loss['low']:+.2f} to {loss['high']:+.2f} are possible (95 %)")
+    return record | {"measured_on": results["machine"], "protocol": results["protocol"]}
 
 
 def main(settings):
-    require_setting(0 <= MAX_DROP <= 100, f"MAX_DROP is {MAX_DROP}; it is in points, from 0 to 100")
+    check(0 <= MAX_DROP <= 100, f"MAX_DROP is {MAX_DROP}; it is in points, from 0 to 100")
     folder = run_dir(RUN)
-    kind = kind_of(folder)
-    train, quantize = f"{kind}_eager/train_qat_{kind}.py", f"{kind}_eager/quantize_onnx_{kind}.py"
-    model = require(folder, quantize, f"model_qat_{kind}.onnx")[0]
-    require(folder, train, "config.json", PREPROCESSING, *TOKENIZER_FILES)
-    result = evaluation(folder, kind)
-    measured = result["files"][kind.upper()] if result else None
-    tokenizer, preprocessing = load_text_settings(folder)
-    dependence = (measured or {}).get("batch_dependence")  # an evaluation from before it was measured has none
+    ships = shipped(folder)
+    kind, task = ships["precision"], task_of(ships["task"])
+    model = recorded(folder, ships["stages"]["quantize"], ships["file"])[0]
+    recorded(folder, ships["stages"]["train"], *RUN_FILES)
+    measured = evaluation(folder, ships)
+    reader = load_reader(folder)
+    preprocessing = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
+    dependence = (measured or {}).get("batch_dependence")
     alone = dependence is None or dependence["max_logit_difference"] > SAME
     parent = resolve(DIST)
     with atomic_folder(parent) as scratch:
@@ -80,11 +78,11 @@ def main(settings):
         shutil.copyfile(model, packed / name)
         if external_data(model).exists():
             raise UserError(f"{shown(model)} keeps its weights in a second file, 2 GB and more: not packed")
-        for file in ("config.json", *TOKENIZER_FILES):
+        for file in ("config.json", TASK_FILE, *TOKENIZER_FILES):
             shutil.copyfile(folder / file, packed / file)
         steps = preprocessing["steps"]
         write_json(packed / PREPROCESSING, preprocessing | {
-            "pad_id": tokenizer.pad_token_id, "stop_words": sorted(stop_words(steps["KEEP_NEGATIONS"]))
+            "pad_id": reader.pad_id, "stop_words": sorted(stop_words(steps["KEEP_NEGATIONS"]))
             if steps["REMOVE_STOP_WORDS"] else []})
         for script in SCRIPTS:
             shutil.copyfile(Path(__file__).with_name(script), packed / script)
@@ -95,11 +93,13 @@ def main(settings):
             "model": name, "batch_size": 1 if alone else 16, "labels": preprocessing["labels"],
             "files": {path.relative_to(packed).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
                       for path in files},
-            "measured": measured and {key: measured[key] for key in ("accuracy", "macro_f1", "size_mb")},
-            "batch_dependence": dependence,
-            "test_texts": result and result["test_texts"], "measured_on": result and result["machine"],
+            "measured": measured and {metric.key: metric.value(measured) / metric.scale for metric in (
+                *quality_metrics(task), *metrics("model_size"))},
+            "batch_dependence": dependence, "test_texts": measured and measured["samples"],
+            "measured_on": measured and measured["measured_on"],
             "cpu_advice": integer_advice() if kind == "int8" else "FP16 gains no time on CPUs",
-            "packed_on": machine(), "versions": versions(), "run": RUN, "settings": settings_of(folder, quantize)})
+            "packed_on": machine(), "versions": versions(), "run": RUN,
+            "settings": settings_of(folder, ships["stages"]["quantize"])})
         target = parent / RUN
         old = scratch / "old"
         if target.exists():

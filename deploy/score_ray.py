@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import resolve, shown
-from lowbit.pipeline.settings import require
+from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --workers 8 ---------------------------------------------
@@ -78,10 +78,10 @@ def tasks_of(source: str, output: Path) -> list[dict]:
     pattern = source if glob.has_magic(source) else f"{source}/*"
     found = sorted(path for path in glob.glob(str(resolve(pattern))) if Path(path).is_file()
                    and Path(path.removesuffix(".gz")).suffix in SUFFIXES)
-    require(bool(found), f"INPUT {source} holds no {', '.join(SUFFIXES)} file: name a folder or a glob")
+    check(bool(found), f"INPUT {source} holds no {', '.join(SUFFIXES)} file: name a folder or a glob")
     targets = [str(output / f"{Path(path).name}.jsonl") for path in found]
     double = next((path for path, target in zip(found, targets, strict=True) if targets.count(target) > 1), None)
-    require(double is None, f"INPUT holds two files named {Path(double or '').name}: score them one after the other")
+    check(double is None, f"INPUT holds two files named {Path(double or '').name}: score them one after the other")
     return [{"path": path, "target": target} for path, target in zip(found, targets, strict=True)]
 
 
@@ -92,9 +92,9 @@ def main(settings):
     except ImportError:
         raise UserError("Ray is not installed: `pip install -r requirements-ray.txt`") from None
     for name in ("WORKERS", "THREADS", "WINDOW"):
-        require(settings[name] > 0, f"{name} is {settings[name]}; it must be above 0")
+        check(settings[name] > 0, f"{name} is {settings[name]}; it must be above 0")
     model_dir, output = resolve(MODEL_DIR), resolve(OUTPUT)
-    require((model_dir / "manifest.json").exists(),
+    check((model_dir / "manifest.json").exists(),
             f"MODEL_DIR {shown(model_dir)} holds no manifest.json: run `python deploy/pack.py` first")
     tasks = tasks_of(INPUT, output)
     output.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def main(settings):
             said = done["refusal"] or f"{done['rows']} rows, {done['errors']} errors"
             print(f"  {Path(done['path']).name}: {said}", flush=True)
     print(f"{rows} rows, {errors} errors in {len(todo) - len(refused)} files; records in {shown(output)}")
-    require(not refused, f"{len(refused)} files could not be scored to their end: {'; '.join(refused[:3])}")
+    check(not refused, f"{len(refused)} files could not be scored to their end: {'; '.join(refused[:3])}")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,18 @@ Reads   models/<RUN>/model_qat_fp16.onnx    (quantize_onnx_fp16.py), model_qat.o
 Writes  models/<RUN>/                       results.json, results.csv, classification_report.txt, plots
 Deploy  models/<RUN>/model_qat_fp16.onnx    with tokenizer.json and preprocessing.json
 """
-from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES
-from lowbit.fp16.simulation import operators, prepare
+from functools import partial
+
+from lowbit.data.tokens import load_reader
+from lowbit.fp16.simulation import operators, simulate
+from lowbit.graph.agreement import simulated_logits
 from lowbit.graph.export import ONNX
-from lowbit.measure.evaluate import agreement_lines, evaluate, table_lines, write_report
-from lowbit.pipeline.files import remove_leftovers, run_dir, shown
-from lowbit.pipeline.manifest import record, require, settings_of
+from lowbit.measure.evaluate import evaluate
+from lowbit.measure.report import agreement_lines, table_lines, write_report
+from lowbit.pipeline.files import claim, run_dir, shown
+from lowbit.pipeline.manifest import record, recorded, settings_of
 from lowbit.pipeline.stage import run_stage
-from lowbit.training.encoder import load_run
+from lowbit.training.encoder import RUN_FILES, load_run
 from lowbit.training.weights import WEIGHTS, load_weights
 
 # ---- settings: edit here, or for one run: --threads 1 --------------------------------------------
@@ -31,16 +35,17 @@ FP16 = "model_qat_fp16.onnx"
 
 def main(settings):
     folder = run_dir(RUN)
-    read = (require(folder, QUANTIZE, FP16) + require(folder, EXPORT, ONNX)
-            + require(folder, TRAIN, WEIGHTS, "config.json", PREPROCESSING, *TOKENIZER_FILES))
-    remove_leftovers(folder)
-    model, tokenizer, preprocessing = load_run(folder)
+    claim(folder)
+    read = (recorded(folder, QUANTIZE, FP16) + recorded(folder, EXPORT, ONNX)
+            + recorded(folder, TRAIN, WEIGHTS, *RUN_FILES))
+    model, reader = load_run(folder), load_reader(folder)
     load_weights(model, folder / WEIGHTS)
-    prepare(model, operators(settings_of(folder, QUANTIZE)["FP32_OPS"]))
-    result = evaluate(settings, {"FP32": folder / ONNX, "FP16": folder / FP16}, model, tokenizer, preprocessing)
-    print(result["report"]["FP16"])
-    record(folder, STAGE, settings, read, write_report(folder, result, "FP16"))
-    print(*table_lines(result, "FP16"), *agreement_lines(result, "FP16"), sep="\n")
+    simulate(model, operators(settings_of(folder, QUANTIZE)["FP32_OPS"]))
+    results, reports = evaluate(settings, {"FP32": folder / ONNX, "FP16": folder / FP16}, folder, reader,
+                                partial(simulated_logits, model, pad_id=reader.pad_id))
+    print(reports["FP16"])
+    record(folder, STAGE, settings, read, write_report(folder, results, reports))
+    print(*table_lines(results), *agreement_lines(results), sep="\n")
     print(f"deploy {shown(folder / FP16)}")
 
 

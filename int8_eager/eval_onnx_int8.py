@@ -5,16 +5,19 @@ Writes  models/<RUN>/                       results.json, results.csv, classific
 Deploy  models/<RUN>/model_qat_int8.onnx    with tokenizer.json and preprocessing.json
 """
 import json
+from functools import partial
 
-from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES
+from lowbit.data.tokens import load_reader
+from lowbit.graph.agreement import simulated_logits
 from lowbit.graph.census import openvino_kernels, openvino_lines
 from lowbit.graph.export import ONNX
-from lowbit.int8.arithmetic import is_learned, prepare
-from lowbit.measure.evaluate import agreement_lines, evaluate, table_lines, write_report
-from lowbit.pipeline.files import remove_leftovers, run_dir, shown
-from lowbit.pipeline.manifest import record, require, settings_of
+from lowbit.int8.arithmetic import is_learned, simulate
+from lowbit.measure.evaluate import evaluate
+from lowbit.measure.report import agreement_lines, table_lines, write_report
+from lowbit.pipeline.files import claim, run_dir, shown
+from lowbit.pipeline.manifest import record, recorded, settings_of
 from lowbit.pipeline.stage import run_stage
-from lowbit.training.encoder import load_run
+from lowbit.training.encoder import RUN_FILES, load_run
 from lowbit.training.weights import WEIGHTS, load_weights
 
 # ---- settings: edit here, or for one run: --threads 1 --------------------------------------------
@@ -35,22 +38,23 @@ INT8, RANGES = "model_qat_int8.onnx", "activation_ranges.json"
 
 def main(settings):
     folder = run_dir(RUN)
-    read = (require(folder, QUANTIZE, INT8) + require(folder, EXPORT, ONNX)
-            + require(folder, TRAIN, WEIGHTS, "config.json", PREPROCESSING, *TOKENIZER_FILES))
+    claim(folder)
+    read = (recorded(folder, QUANTIZE, INT8) + recorded(folder, EXPORT, ONNX)
+            + recorded(folder, TRAIN, WEIGHTS, *RUN_FILES))
     quantized = settings_of(folder, QUANTIZE)
     learned = is_learned(quantized)
-    read += require(folder, TRAIN, RANGES) if learned else []
+    read += recorded(folder, TRAIN, RANGES) if learned else []
     ranges = json.loads((folder / RANGES).read_text(encoding="utf-8")) if learned else None
-    remove_leftovers(folder)
-    model, tokenizer, preprocessing = load_run(folder)
-    load_weights(prepare(model, quantized), folder / WEIGHTS)
-    result = evaluate(settings, {"FP32": folder / ONNX, "INT8": folder / INT8}, model, tokenizer, preprocessing)
-    print(result["report"]["INT8"])
+    model, reader = load_run(folder), load_reader(folder)
+    load_weights(simulate(model, quantized), folder / WEIGHTS)
+    results, reports = evaluate(settings, {"FP32": folder / ONNX, "INT8": folder / INT8}, folder, reader,
+                                partial(simulated_logits, model, pad_id=reader.pad_id))
+    print(reports["INT8"])
     if RUNTIME == "openvino":
-        result["openvino_kernels"] = openvino_kernels(folder / INT8)
-        print(*openvino_lines(result["openvino_kernels"]), sep="\n")
-    record(folder, STAGE, settings, read, write_report(folder, result, "INT8", ranges))
-    print(*table_lines(result, "INT8"), *agreement_lines(result, "INT8"), sep="\n")
+        results["openvino_kernels"] = openvino_kernels(folder / INT8)
+        print(*openvino_lines(results["openvino_kernels"]), sep="\n")
+    record(folder, STAGE, settings, read, write_report(folder, results, reports, ranges))
+    print(*table_lines(results), *agreement_lines(results), sep="\n")
     print(f"deploy {shown(folder / INT8)}")
 
 

@@ -10,16 +10,17 @@ import math
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from lowbit.graph.agreement import differing_tensors
+from lowbit.data.task import read_task
+from lowbit.graph.agreement import differing, simulated_tensors, stored_tensors
 from lowbit.graph.census import census, census_lines
 from lowbit.graph.export import ONNX, largest_difference, save_onnx
-from lowbit.int8.arithmetic import is_learned, prepare, refuse_other_arithmetic
+from lowbit.int8.arithmetic import is_learned, refuse_other_arithmetic, simulate
 from lowbit.int8.qdq import quantize
-from lowbit.pipeline.files import atomic_folder, publish, remove_leftovers, run_dir, shown, write_json
+from lowbit.pipeline.files import atomic_folder, claim, publish, run_dir, shown, write_json
 from lowbit.pipeline.machine import integer_advice
-from lowbit.pipeline.manifest import record, require, settings_of
+from lowbit.pipeline.manifest import record, recorded, settings_of
 from lowbit.pipeline.stage import next_command, run_stage
-from lowbit.training.encoder import load_run
+from lowbit.training.encoder import RUN_FILES, load_run
 from lowbit.training.weights import WEIGHTS, load_weights
 
 # ---- settings: edit here, or for one run: --per-channel ------------------------------------------
@@ -33,22 +34,24 @@ REDUCE_RANGE = False            # 7-bit weights, for CPUs without VNNI; as train
 # --------------------------------------------------------------------------------------------------
 
 TRAIN, EXPORT = "int8_eager/train_qat_int8.py", "int8_eager/export_to_onnx.py"
-STAGE = "int8_eager/quantize_onnx_int8.py"
+STAGE, EVALUATE = "int8_eager/quantize_onnx_int8.py", "int8_eager/eval_onnx_int8.py"
+STAGES = {"train": TRAIN, "export": EXPORT, "quantize": STAGE, "evaluate": EVALUATE}
 INT8 = "model_qat_int8.onnx"
 
 
 def main(settings):
     folder = run_dir(RUN)
-    read = require(folder, EXPORT, ONNX) + require(folder, TRAIN, WEIGHTS, "config.json")
+    claim(folder)
+    read = recorded(folder, EXPORT, ONNX) + recorded(folder, TRAIN, WEIGHTS, *RUN_FILES)
     refuse_other_arithmetic(settings, settings_of(folder, TRAIN))
-    remove_leftovers(folder)
+    learned = is_learned(settings)
     print(f"  {integer_advice()}")
-    model, _, _ = load_run(folder)
-    prepare(model, settings)
+    model = load_run(folder)
+    simulate(model, settings)
     load_weights(model, folder / WEIGHTS)
     with atomic_folder(folder) as scratch:
         path = scratch / INT8
-        if is_learned(settings):
+        if learned:
             save_onnx(quantize(onnx.load(folder / ONNX), model), path)
         else:
             logging.getLogger().setLevel(logging.ERROR)  # it recommends a pre-processing that gains nothing here
@@ -56,18 +59,21 @@ def main(settings):
             quantize_dynamic(onnx.load(folder / ONNX), path, weight_type=QuantType.QInt8, per_channel=PER_CHANNEL,
                              reduce_range=REDUCE_RANGE,
                              op_types_to_quantize=["MatMul", "Gather"] if QUANTIZE_EMBEDDINGS else ["MatMul"])
-        tensors, differing = differing_tensors(path, model)
-        if differing:
-            raise RuntimeError(f"{len(differing)} of {tensors} tensors differ from those that training simulated: "
-                               + ", ".join(differing[:5]))
+        simulated = simulated_tensors(model)
+        wrong = differing(stored_tensors(path), simulated)
+        if wrong:
+            raise RuntimeError(f"{len(wrong)} of {len(simulated)} tensors differ from those that training simulated: "
+                               + ", ".join(wrong[:5]))
         worst = largest_difference(model, path)
         if not math.isfinite(worst):
             raise RuntimeError("the INT8 file or the simulation gives logits that are no numbers")
         counted = census(path)
         write_json(scratch / "census.json", counted)
         names = publish(scratch)
-    record(folder, STAGE, settings, read, names)
-    print(f"  {tensors} of {tensors} weights{' and scales' * is_learned(settings)} equal those simulated in training, "
+    record(folder, STAGE, settings, read, names, {
+        "precision": "int8", "file": INT8, "runtime": TARGET if learned else "onnxruntime",
+        "task": read_task(folder).as_json(), "stages": STAGES})
+    print(f"  {len(simulated)} of {len(simulated)} weights{' and scales' * learned} equal those simulated in training, "
           "bit for bit")
     print(f"  logits differ from the simulation by at most {worst:.1e} on random inputs")
     print("  in the graph as ONNX Runtime optimises it:", *census_lines(counted), sep="\n")

@@ -1,12 +1,13 @@
 """Stage 1 of 4: fine-tune an encoder with the arithmetic of the INT8 file simulated in every step.
 
-Reads   DATA_DIR/{train,valid,test}.tsv     text<TAB>label (python data/download_smsa.py)
-Writes  models/<RUN>/                       model_qat.pth, config.json, tokenizer files, preprocessing.json
+Reads   DATA_DIR/{train,valid,test}.tsv     text<TAB>label (python data/download_smsa.py), and task.json if there is one
+Writes  models/<RUN>/                       model_qat.pth, config.json, tokenizer files, preprocessing.json, task.json
 Next    export_to_onnx.py
 """
-from lowbit.int8.arithmetic import is_learned, prepare, step_dtype
-from lowbit.int8.calibration import calibrate, observed_ranges, range_lines
-from lowbit.pipeline.settings import require
+from lowbit.int8.arithmetic import is_learned, simulate, step_dtype
+from lowbit.int8.calibration import calibrate_scales, observed_ranges, range_lines
+from lowbit.int8.learned import refuse_lost_scales
+from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.fine_tune import fine_tune
 
@@ -17,7 +18,7 @@ MODEL_REVISION = "94b4e0a82081fa57f227fcc2024d1ea89b57ac1f"  # commit on the hub
 DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv, from the project's root
 CLEANING = "negation-safe"      # text cleaning: documents, negation-safe or minimal; saved with the model
 MAX_LENGTH = 128                # tokens; longer texts are cut and counted
-NUM_LABELS = 3                  # positive 0, neutral 1, negative 2
+NUM_LABELS = 0                  # labels; 0 = as task.json says, without it 3: positive 0, neutral 1, negative 2
 NUM_EPOCHS = 3                  # passes over train; the best on valid is kept
 BATCH_SIZE = 16                 # texts a step and device
 LEARNING_RATE = 2e-5            # peak of the linear schedule
@@ -40,22 +41,22 @@ STAGE = "int8_eager/train_qat_int8.py"
 
 def main(settings):
     learned = is_learned(settings)
-    require(QAT or not learned, "ACTIVATION_RANGES is learned, but QAT is off: without it nothing is learned")
-    require(CALIBRATION_TEXTS > 0, f"CALIBRATION_TEXTS is {CALIBRATION_TEXTS}; it must be above 0")
+    check(QAT or not learned, "ACTIVATION_RANGES is learned, but QAT is off: without it nothing is learned")
+    check(CALIBRATION_TEXTS > 0, f"CALIBRATION_TEXTS is {CALIBRATION_TEXTS}; it must be above 0")
 
-    def simulate(model, rows):
+    def simulate_int8(model, rows):
         if QAT:
-            prepare(model, settings)
+            simulate(model, settings)
         if learned:
-            calibrate(model, rows, CALIBRATION_TEXTS)
-        return model
+            calibrate_scales(model, rows, CALIBRATION_TEXTS)
 
-    def observe(model, rows, _):
+    def observe(model, rows):
         seen = observed_ranges(model, rows)
         print(*range_lines(seen), sep="\n")
         return {"activation_ranges.json": seen}
 
-    fine_tune(settings, STAGE, simulate, step_dtype(settings), observe if learned else None)
+    fine_tune(settings, STAGE, simulate_int8, autocast=step_dtype(settings), check_epoch=refuse_lost_scales,
+              observe=observe if learned else None)
     return next_command("int8_eager/export_to_onnx.py", settings, "RUN")
 
 

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import torch
 
-from lowbit.data.tokens import PREPROCESSING, encode, pad
-from lowbit.data.tsv import LABELS, read_split
+from lowbit.data.task import SENTIMENT
+from lowbit.data.tokens import TextReader, load_reader
+from lowbit.data.tsv import read_split
+from lowbit.graph.agreement import simulated_logits
 from lowbit.measure.score import score
-from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, shown, write_json
+from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, shown, write_json
 from lowbit.pipeline.machine import machine, versions
-from lowbit.pipeline.manifest import read_manifest, require
+from lowbit.pipeline.manifest import recorded, stages_of
 from lowbit.pipeline.stage import run_stage
-from lowbit.training.encoder import BUNDLED, load_pretrained, load_run
+from lowbit.training.encoder import load_pretrained, load_run, save_run
 from lowbit.training.fine_tune import autocast_dtype, fine_tune
 from lowbit.training.weights import WEIGHTS
 
@@ -31,6 +33,7 @@ BATCH_SIZE = 32                 # texts a step
 LEARNING_RATE = 2e-4            # peak of the linear schedule
 MAX_LENGTH = 128                # tokens
 AUTOCAST = True                 # BF16/FP16 arithmetic in training steps where the device has it
+OUT_DIR = "models/bert-mini-id"  # folder that the winner is packed into
 PACK = True                     # --no-pack trains only: several cleanings can run side by side
 # --------------------------------------------------------------------------------------------------
 
@@ -40,14 +43,14 @@ STAGE, PRETRAIN = "pretrain/finetune_bert_mini_id.py", "pretrain/pretrain_bert_m
 def train_once(cleaning: str, seed: int) -> tuple[Path, dict]:
     """(run folder, its kept epoch's scores on valid); a finished run of the same settings is not repeated."""
     settings = {"RUN": f"bert-mini-id-{cleaning}-{seed}", "MODEL_NAME": f"models/{RUN}", "MODEL_REVISION": "",
-                "DATA_DIR": DATA_DIR, "CLEANING": cleaning, "MAX_LENGTH": MAX_LENGTH, "NUM_LABELS": len(LABELS),
+                "DATA_DIR": DATA_DIR, "CLEANING": cleaning, "MAX_LENGTH": MAX_LENGTH, "NUM_LABELS": 0,
                 "NUM_EPOCHS": NUM_EPOCHS, "BATCH_SIZE": BATCH_SIZE, "LEARNING_RATE": LEARNING_RATE,
                 "WARMUP_RATIO": 0.1, "WEIGHT_DECAY": 0.01, "SEED": seed, "AUTOCAST": AUTOCAST}
     folder = run_dir(settings["RUN"])
-    if read_manifest(folder).get(STAGE, {}).get("settings") != settings:
+    if stages_of(folder).get(STAGE, {}).get("settings") != settings:
         print(f"{cleaning}, seed {seed}")
-        fine_tune(settings, STAGE, lambda model: model, autocast_dtype() if AUTOCAST else None)
-    require(folder, STAGE, WEIGHTS, "training.json")
+        fine_tune(settings, STAGE, autocast=autocast_dtype() if AUTOCAST else None)
+    recorded(folder, STAGE, WEIGHTS, "training.json")
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return folder, next(epoch for epoch in training["epochs"] if epoch["epoch"] == training["kept_epoch"])
 
@@ -58,18 +61,15 @@ def mean_weights(folders: list[Path]) -> dict[str, torch.Tensor]:
     return {name: torch.stack([state[name].float() for state in states]).mean(0) for name in states[0]}
 
 
-@torch.inference_mode()
-def score_split(model, tokenizer, preprocessing: dict, split: str) -> dict:
+def score_split(model, reader: TextReader, split: str) -> dict:
     """Scores on a split, one text at a time in FP32."""
     texts, labels = read_split(resolve(DATA_DIR), split)
-    rows = encode(texts, tokenizer, preprocessing["cleaning"], preprocessing["max_length"])
-    logits = [model(**{name: torch.from_numpy(value) for name, value in pad([row], tokenizer.pad_token_id).items()})
-              .logits for row in rows]
-    return {"texts": len(labels), **score(labels, torch.cat(logits).numpy())}
+    logits = simulated_logits(model, reader.rows(texts), reader.pad_id)
+    return {"texts": len(labels), **score(labels, logits, SENTIMENT)}
 
 
 def main(settings):
-    require(run_dir(RUN), PRETRAIN, "model.safetensors", "config.json")
+    recorded(run_dir(RUN), PRETRAIN, "model.safetensors", "config.json")
     results = {}
     for cleaning in CLEANINGS.split(","):
         for seed in map(int, SEEDS.split(",")):
@@ -85,30 +85,31 @@ def main(settings):
         return
     winner = max(means, key=means.get)
     folders = [run_dir(run["run"]) for run in results[winner]]
-    model, tokenizer, preprocessing = load_run(folders[0])
+    model, reader = load_run(folders[0]), load_reader(folders[0])
     candidates = {**{f"seed {run['seed']}": [folder] for run, folder in zip(results[winner], folders, strict=True)},
                   "mean of the seeds": folders}
     valid = {}
     for name, members in candidates.items():
         model.load_state_dict(mean_weights(members))
-        valid[name] = score_split(model, tokenizer, preprocessing, "valid")["macro_f1"]
+        valid[name] = score_split(model, reader, "valid")["macro_f1"]
         print(f"  {winner}, {name:18} valid macro-F1 {valid[name]:.4f}")
     kept = max(valid, key=valid.get)
     model.load_state_dict(mean_weights(candidates[kept]))
-    out = resolve(BUNDLED)
+    out = resolve(OUT_DIR)
+    out.mkdir(parents=True, exist_ok=True)
+    claim(out)
     with atomic_folder(out) as scratch:
+        save_run(scratch, model, reader, SENTIMENT)
         model.half().save_pretrained(scratch)
         config = json.loads((scratch / "config.json").read_text(encoding="utf-8"))
         config |= {"dtype": "float32"}  # stored in FP16, computed in FP32
         write_json(scratch / "config.json", config)
-        tokenizer.save_pretrained(scratch)
-        write_json(scratch / PREPROCESSING, preprocessing)
         publish(scratch)
-    model, tokenizer = load_pretrained(BUNDLED, "", len(LABELS))
-    scores = {split: score_split(model.eval(), tokenizer, preprocessing, split) for split in ("valid", "test")}
+    model, _ = load_pretrained(OUT_DIR, "", SENTIMENT)
+    scores = {split: score_split(model, load_reader(out), split) for split in ("valid", "test")}
     write_json(out / "results.json", {
         "cleaning": winner, "cleanings": results, "candidates_valid_macro_f1": valid, "kept": kept, **scores,
-        "settings": settings, "pretraining": read_manifest(run_dir(RUN))[PRETRAIN]["settings"],
+        "settings": settings, "pretraining": stages_of(run_dir(RUN))[PRETRAIN]["settings"],
         "machine": machine(), "versions": versions()})
     for split, values in scores.items():
         print(f"  {split}: accuracy {values['accuracy']:.4f}, macro-F1 {values['macro_f1']:.4f}")

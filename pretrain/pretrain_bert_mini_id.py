@@ -17,16 +17,16 @@ from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertTokenizerFast
 
-from lowbit.data.tsv import LABELS
-from lowbit.pipeline.files import atomic_folder, publish, remove_leftovers, resolve, run_dir, shown, write_json
+from lowbit.data.task import SENTIMENT
+from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, shown, write_json
 from lowbit.pipeline.machine import machine
 from lowbit.pipeline.manifest import record
-from lowbit.pipeline.settings import require
+from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.fine_tune import autocast_dtype
 
 # ---- settings: edit here, or for one run: --num-steps 500 ----------------------------------------
-CORPUS_DIR = "../shared/data/corpus_id"  # folder of gzipped text files, one document a line
+CORPUS_DIR = "data/corpus_id"  # folder of gzipped text files, one document a line
 RUN = "bert-mini-id-mlm"        # folder under models/ for the encoder
 VOCAB_SIZE = 12_000             # WordPiece entries, lower-cased
 NUM_LAYERS = 4                  # transformer layers
@@ -58,7 +58,7 @@ HELD_OUT = 600       # documents kept from training, for the loss that is report
 def read_corpus(folder: Path) -> dict[str, list[str]]:
     """File name -> documents. ' - nya', a habit of one source's tokenizer, becomes ' nya', the habit of the others."""
     files = sorted(folder.glob("*.txt.gz"))
-    require(bool(files), f"CORPUS_DIR {shown(folder)} holds no .txt.gz file: name the folder of the corpus")
+    check(bool(files), f"CORPUS_DIR {shown(folder)} holds no .txt.gz file: name the folder of the corpus")
     texts = {}
     for path in files:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -129,7 +129,8 @@ def main(settings):
     torch.manual_seed(SEED)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     out = run_dir(RUN)
-    remove_leftovers(out)
+    out.mkdir(parents=True, exist_ok=True)
+    claim(out)
     texts = read_corpus(resolve(CORPUS_DIR))
     trainer = BertWordPieceTokenizer(lowercase=True)
     trainer.train_from_iterator([text for group in texts.values() for text in group], vocab_size=VOCAB_SIZE,
@@ -174,8 +175,8 @@ def main(settings):
     checkpoint, step, history, rows, started = out / "checkpoint.pt", 0, [], [], time.monotonic()
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
-        require(saved["settings"] == settings, f"{shown(checkpoint)} was made with other settings: delete it to start "
-                                               "again, or set them back to go on")
+        check(saved["settings"] == settings, f"{shown(checkpoint)} was made with other settings: delete it to start "
+                                             "again, or set them back to go on")
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         schedule.load_state_dict(saved["schedule"])
@@ -223,7 +224,7 @@ def main(settings):
 
     # saved with the first weights of a classifier: fine-tuned from one point, seeds can be averaged
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1
-    model.config.num_labels = len(LABELS)
+    model.config.num_labels = len(SENTIMENT.labels)
     torch.manual_seed(SEED)
     encoder = BertForSequenceClassification(model.config)
     encoder.bert.load_state_dict(model.bert.state_dict(), strict=False)  # all but the pooler, which is new

@@ -1,12 +1,13 @@
 """Stage 1 of 5: fine-tune the FP32 baseline by the recipe of QAT, with nothing simulated, and export it to ONNX.
 
-Reads   DATA_DIR/{train,valid,test}.tsv     text<TAB>label (python data/download_smsa.py)
+Reads   DATA_DIR/{train,valid,test}.tsv     text<TAB>label (python data/download_smsa.py), and task.json if there is one
 Writes  models/<RUN>/                       model.safetensors, config.json, tokenizer files, preprocessing.json,
-                                            model_fp32.onnx
+                                            task.json, model_fp32.onnx
 Next    run_ptq.py
 """
 from lowbit.graph.export import check_opset, export_checked
 from lowbit.pipeline.stage import next_command, run_stage
+from lowbit.ptq.experiments import experiments_of
 from lowbit.ptq.files import SOURCE
 from lowbit.training.fine_tune import autocast_dtype, fine_tune
 
@@ -17,7 +18,7 @@ MODEL_REVISION = "94b4e0a82081fa57f227fcc2024d1ea89b57ac1f"  # commit on the hub
 DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv, from the project's root
 CLEANING = "negation-safe"      # text cleaning: documents, negation-safe or minimal; saved with the model
 MAX_LENGTH = 128                # tokens; longer texts are cut and counted
-NUM_LABELS = 3                  # positive 0, neutral 1, negative 2
+NUM_LABELS = 0                  # labels; 0 = as task.json says, without it 3: positive 0, neutral 1, negative 2
 NUM_EPOCHS = 3                  # passes over train; the best on valid is kept
 BATCH_SIZE = 16                 # texts a step and device
 LEARNING_RATE = 2e-5            # peak of the linear schedule
@@ -34,15 +35,13 @@ STAGE, WEIGHTS = "ptq/finetune_fp32.py", "model.safetensors"
 def main(settings):
     check_opset(OPSET)
 
-    def unchanged(model, _):
-        return model
-
     def save(model, folder):
         model.save_pretrained(folder)
         export_checked(folder, WEIGHTS, folder / SOURCE, OPSET)
 
-    fine_tune(settings, STAGE, unchanged, autocast_dtype() if AUTOCAST else None, save=save)
-    return next_command("ptq/run_ptq.py", settings | {"EXPERIMENT": "finetuned_smsa"}, "EXPERIMENT", "RUN", "DATA_DIR")
+    fine_tune(settings, STAGE, autocast=autocast_dtype() if AUTOCAST else None, save=save)
+    name = next(experiment.name for experiment in experiments_of(DATA_DIR) if experiment.trained)
+    return next_command("ptq/run_ptq.py", settings | {"EXPERIMENT": name}, "EXPERIMENT", "RUN", "DATA_DIR")
 
 
 if __name__ == "__main__":

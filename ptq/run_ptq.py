@@ -6,26 +6,25 @@ Writes  models/<RUN>/model_<method>.onnx    one a method
         RESULTS/<experiment>/               results.json, results.csv
 Next    run_qat.py (where there are QAT runs), compare_methods.py
 """
-import torch
 from transformers import set_seed
 
 from lowbit.data.cleaning import require_preset
-from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES
+from lowbit.data.task import read_task, task_of_run
+from lowbit.data.tokens import TextReader, input_names
 from lowbit.data.tsv import read_tsv
 from lowbit.graph.export import export_checked
-from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir
-from lowbit.pipeline.manifest import is_made, read_manifest, record, require
-from lowbit.pipeline.settings import chosen
-from lowbit.pipeline.settings import require as require_setting
+from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir
+from lowbit.pipeline.manifest import is_made, record, recorded, stages_of
+from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import next_command, run_stage
-from lowbit.ptq.experiments import EXPERIMENTS, read_experiment, wanted_experiments
+from lowbit.ptq.experiments import read_experiment, wanted_experiments
 from lowbit.ptq.files import SOURCE, make_files
 from lowbit.ptq.matrix import check_settings, measure
 from lowbit.ptq.results import table_lines, write_results
-from lowbit.training.encoder import load_pretrained, save_run
+from lowbit.training.encoder import RUN_FILES, load_pretrained, renew_head, save_run
 
 # ---- settings: edit here, or for one run: finetuned_smsa --methods fp32,int8_dynamic --------------
-EXPERIMENT = ""                 # original_smsa, finetuned_smsa, original_tweets, finetuned_tweets; "" = all with data
+EXPERIMENT = ""                 # {original,finetuned}_{smsa,tweets}; of a DATA_DIR with task.json _<its name>; "" = all
 METHODS = ""                    # rows to make and measure, by name, with commas; "" = all
 RUN = "indobert-fp32-smsa-3label-finetuned"  # finetuned_*: folder under models/ of finetune_fp32.py
 ORIGINAL_RUN = "indobert-fp32-original-3label"  # original_*: folder under models/, made here
@@ -71,23 +70,25 @@ FINETUNE, STAGE, WEIGHTS = "ptq/finetune_fp32.py", "ptq/run_ptq.py", "model.safe
 
 def make_original(settings):
     """models/<ORIGINAL_RUN>: the encoder as it comes, with a head that was never trained."""
-    folder = run_dir(ORIGINAL_RUN)
-    require_setting(not (folder / WEIGHTS).exists() or STAGE in read_manifest(folder),
-                    f"ORIGINAL_RUN is {ORIGINAL_RUN!r}, a folder that holds another model: choose a new name")
+    folder, task = run_dir(ORIGINAL_RUN), read_task(resolve(DATA_DIR))
+    check(not (folder / WEIGHTS).exists() or STAGE in stages_of(folder),
+          f"ORIGINAL_RUN is {ORIGINAL_RUN!r}, a folder that holds another model: choose a new name")
     made = {name: settings[name] for name in ("MODEL_NAME", "MODEL_REVISION", "CLEANING", "MAX_LENGTH", "SEED")}
+    made |= {"TASK": task.as_json()}
     source = sorted(resolve(MODEL_NAME).glob("*.safetensors"))  # of a folder; the hub's are pinned
     if not is_made(folder, STAGE, made, source, [SOURCE]):
         require_preset(CLEANING)
         set_seed(SEED)
-        model, tokenizer = load_pretrained(MODEL_NAME, MODEL_REVISION, 3)
-        for name, tensor in model.named_parameters():  # a folder may bring a head that was trained
-            if not name.startswith(f"{model.base_model_prefix}."):
-                torch.nn.init.normal_(tensor, std=model.config.initializer_range)
-        require_setting(3 <= MAX_LENGTH <= model.config.max_position_embeddings,
-                        f"MAX_LENGTH is {MAX_LENGTH}; {MODEL_NAME} reads 3 to {model.config.max_position_embeddings}")
+        model, tokenizer = load_pretrained(MODEL_NAME, MODEL_REVISION, task)
+        renew_head(model)  # a folder may bring a head that was trained
+        check(3 <= MAX_LENGTH <= model.config.max_position_embeddings,
+              f"MAX_LENGTH is {MAX_LENGTH}; {MODEL_NAME} reads 3 to {model.config.max_position_embeddings}")
+        folder.mkdir(parents=True, exist_ok=True)
+        claim(folder)
         with atomic_folder(folder) as scratch:
             model.save_pretrained(scratch)
-            save_run(scratch, model, tokenizer, CLEANING, MAX_LENGTH)
+            save_run(scratch, model, TextReader(tokenizer, CLEANING, MAX_LENGTH, input_names(tokenizer, task.pairs)),
+                     task)
             export_checked(scratch, WEIGHTS, scratch / SOURCE, 17)
             names = publish(scratch)
         record(folder, STAGE, made, source, names)
@@ -96,26 +97,26 @@ def make_original(settings):
 
 def main(settings):
     check_settings(settings)
-    require_setting(CALIBRATION_TEXTS > 0, f"CALIBRATION_TEXTS is {CALIBRATION_TEXTS}; it must be above 0")
-    require_setting(50 < PERCENTILE <= 100, f"PERCENTILE is {PERCENTILE}; it must be above 50 and at most 100")
+    check(CALIBRATION_TEXTS > 0, f"CALIBRATION_TEXTS is {CALIBRATION_TEXTS}; it must be above 0")
+    check(50 < PERCENTILE <= 100, f"PERCENTILE is {PERCENTILE}; it must be above 50 and at most 100")
     methods = chosen(METHODS, RECIPES, "METHODS")
     recipes = {name: RECIPES[name] for name in RECIPES if name in methods or name == "fp32"}
-    require_setting(0 <= SEED < 2**32, f"SEED is {SEED}; it must be from 0 to 4294967295")
-    require_setting(ENTROPY_BINS >= 128,
-                    f"ENTROPY_BINS is {ENTROPY_BINS}; it must be at least 128, the levels it compares")
+    check(0 <= SEED < 2**32, f"SEED is {SEED}; it must be from 0 to 4294967295")
+    check(ENTROPY_BINS >= 128, f"ENTROPY_BINS is {ENTROPY_BINS}; it must be at least 128, the levels it compares")
     data_dir = resolve(DATA_DIR)
-    texts, _ = read_tsv(data_dir / "train.tsv")
-    experiments = wanted_experiments(EXPERIMENT, EXPERIMENTS, TWEETS)
-    if any(name.startswith("finetuned") for name in experiments):
-        require(run_dir(RUN), FINETUNE, SOURCE, PREPROCESSING, *TOKENIZER_FILES)
+    texts, _ = read_tsv(data_dir / "train.tsv", read_task(data_dir))
+    experiments = wanted_experiments(EXPERIMENT, DATA_DIR, TWEETS)
+    if any(experiment.trained for experiment in experiments):
+        recorded(run_dir(RUN), FINETUNE, SOURCE, *RUN_FILES)
+        task_of_run(run_dir(RUN), data_dir)
     for experiment in experiments:
         data, read = read_experiment(experiment, DATA_DIR, TWEETS)
-        folder = make_original(settings) if experiment.startswith("original") else run_dir(RUN)
+        folder = run_dir(RUN) if experiment.trained else make_original(settings)
         candidates = make_files(folder, STAGE, recipes, settings, data_dir / "train.tsv", texts)
-        out = resolve(RESULTS) / experiment
-        rows = measure(candidates, data, settings, out / "unfinished_ptq")
+        out = resolve(RESULTS) / experiment.name
+        found = measure(candidates, experiment, data, read_task(folder), settings, out / "unfinished_ptq")
         read += [candidate.path for candidate in candidates if candidate.path]
-        print(*table_lines(write_results(out, STAGE, settings, rows, read, "unfinished_ptq")), sep="\n")
+        print(*table_lines(write_results(out, STAGE, settings, found, read, "unfinished_ptq")), sep="\n")
     return next_command("ptq/compare_methods.py", settings, "RESULTS")
 
 

@@ -5,20 +5,21 @@ Reads   models/<INT8_RUNS, FP16_RUNS>/      finished runs of int8_eager/ and fp1
 Writes  RESULTS/<experiment>/               results.json, results.csv: rows qat_* beside those of run_ptq.py
 Next    compare_methods.py
 """
-from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES
+from lowbit.data.task import read_task, task_of_run
 from lowbit.int8.arithmetic import is_learned
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import resolve, run_dir
-from lowbit.pipeline.manifest import require, settings_of
-from lowbit.pipeline.settings import require as require_setting
+from lowbit.pipeline.manifest import recorded, settings_of, shipped
+from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
-from lowbit.ptq.experiments import EXPERIMENTS, read_experiment, wanted_experiments
+from lowbit.ptq.experiments import read_experiment, wanted_experiments
 from lowbit.ptq.files import SOURCE, Candidate
 from lowbit.ptq.matrix import check_settings, measure
 from lowbit.ptq.results import table_lines, write_results
+from lowbit.training.encoder import RUN_FILES
 
 # ---- settings: edit here, or for one run: finetuned_smsa --int8-runs my-run -----------------------
-EXPERIMENT = ""                 # finetuned_smsa, finetuned_tweets; "" = all with data
+EXPERIMENT = ""                 # finetuned_{smsa,tweets}; of a DATA_DIR with task.json finetuned_<its name>; "" = all
 RUN = "indobert-fp32-smsa-3label-finetuned"  # folder under models/ of finetune_fp32.py
 INT8_RUNS = "indobert-qat-int8-smsa"  # folders under models/ of int8_eager/, with commas
 FP16_RUNS = "indobert-qat-fp16-smsa"  # folders under models/ of fp16_eager/, with commas
@@ -36,46 +37,53 @@ RESULTS = "results"             # folder of the experiments' results, from the p
 # --------------------------------------------------------------------------------------------------
 
 FINETUNE, STAGE = "ptq/finetune_fp32.py", "ptq/run_qat.py"
-TRAIN, QUANTIZE = "{0}_eager/train_qat_{0}.py", "{0}_eager/quantize_onnx_{0}.py"
 
 
 def candidate_of(run: str, precision: str) -> Candidate:
     """The file of a finished run, or the reason why there is none; named by what its stages recorded."""
-    folder, quantize = run_dir(run), QUANTIZE.format(precision)
-    recipe = {"kind": "qat", "run": run}
+    folder = run_dir(run)
+    unnamed = Candidate(f"qat_{precision}_{run}", {"kind": "qat", "run": run}, folder)
     try:
-        path = require(folder, quantize, f"model_qat_{precision}.onnx")[0]
-        require(folder, TRAIN.format(precision), PREPROCESSING, *TOKENIZER_FILES)
+        ships = shipped(folder)
+        if ships["precision"] != precision:
+            unnamed.reason = f"{run} is a run of {ships['precision']}_eager/, not of {precision}_eager/"
+            return unnamed
+        path = recorded(folder, ships["stages"]["quantize"], ships["file"])[0]
+        recorded(folder, ships["stages"]["train"], *RUN_FILES)
     except UserError as error:
-        return Candidate(f"qat_{precision}_{run}", recipe, folder, reason=str(error))
-    trained = settings_of(folder, TRAIN.format(precision))
+        unnamed.reason = str(error)
+        return unnamed
+    trained, quantized = (settings_of(folder, ships["stages"][stage]) for stage in ("train", "quantize"))
     if not trained["QAT"]:
-        return Candidate(f"qat_{precision}_{run}", recipe, folder, reason=f"{run} was trained with --no-qat")
+        unnamed.reason = f"{run} was trained with --no-qat"
+        return unnamed
     ranges = "" if precision == "fp16" else "_learned" if is_learned(trained) else "_dynamic"
-    return Candidate(f"qat_{precision}{ranges}", recipe | {"settings": settings_of(folder, quantize)}, folder, path)
+    return Candidate(f"qat_{precision}{ranges}", unnamed.recipe | {"settings": quantized}, folder, path)
 
 
 def main(settings):
     check_settings(settings)
     folder = run_dir(RUN)
-    require(folder, FINETUNE, SOURCE, PREPROCESSING, *TOKENIZER_FILES)
+    recorded(folder, FINETUNE, SOURCE, *RUN_FILES)
+    task = task_of_run(folder, resolve(DATA_DIR))
     candidates = [Candidate("fp32", {"kind": "fp32"}, folder, folder / SOURCE)]
     for precision, runs in (("int8", INT8_RUNS), ("fp16", FP16_RUNS)):
         for run in filter(None, map(str.strip, runs.split(","))):
             candidate = candidate_of(run, precision)
-            require_setting(candidate.method not in [other.method for other in candidates],
-                            f"INT8_RUNS and FP16_RUNS name two runs that are both {candidate.method}: one at a time")
+            check(candidate.method not in [other.method for other in candidates],
+                  f"INT8_RUNS and FP16_RUNS name two runs that are both {candidate.method}: one at a time")
+            if not candidate.reason and read_task(candidate.folder) != task:
+                candidate.path, candidate.reason = None, f"{run} was trained for another task than {RUN}"
             if candidate.reason:
                 print(f"  {candidate.method}: {candidate.reason}")
             candidates.append(candidate)
-    known = tuple(name for name in EXPERIMENTS if name.startswith("finetuned"))
-    for experiment in wanted_experiments(EXPERIMENT, known, TWEETS):
+    for experiment in wanted_experiments(EXPERIMENT, DATA_DIR, TWEETS, trained_only=True):
         data, read = read_experiment(experiment, DATA_DIR, TWEETS)
-        out = resolve(RESULTS) / experiment
-        rows = measure(candidates, data, settings, out / "unfinished_qat")
+        out = resolve(RESULTS) / experiment.name
+        found = measure(candidates, experiment, data, task, settings, out / "unfinished_qat")
         read += [candidate.path for candidate in candidates if candidate.path]
-        rows = write_results(out, STAGE, settings, rows, read, "unfinished_qat", replaced="qat_")
-        print(*table_lines(rows), sep="\n")
+        whole = write_results(out, STAGE, settings, found, read, "unfinished_qat", replaced="qat_")
+        print(*table_lines(whole), sep="\n")
     return next_command("ptq/compare_methods.py", settings, "RESULTS")
 
 

@@ -1,5 +1,6 @@
 """Stage scripts run by path, as a shell runs them, and the folders that such runs leave under models/."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -64,13 +65,27 @@ def copy_of(run: str) -> str:
 def copy_until(run: str, stage: str) -> str:
     """A new run as the finished one was right after `stage`: later files and records are taken away."""
     name = copy_of(run)
-    manifest = run_folder(name) / "manifest.json"
-    records = json.loads(manifest.read_text())
-    for later in ORDER[ORDER.index(stage) + 1:]:
-        for file in records.pop(f"int8_eager/{later}", {"writes": ()})["writes"]:
-            (run_folder(name) / file).unlink()
-    manifest.write_text(json.dumps(records))
+    with changed_manifest(name) as manifest:
+        for later in ORDER[ORDER.index(stage) + 1:]:
+            for file in manifest["stages"].pop(f"int8_eager/{later}", {"writes": ()})["writes"]:
+                (run_folder(name) / file).unlink()
+            if later == QUANTIZE:
+                manifest.pop("ships", None)
     return name
+
+
+def stages_in(folder: Path) -> dict[str, dict]:
+    """What the stages recorded in a run's manifest."""
+    return json.loads((folder / "manifest.json").read_text())["stages"]
+
+
+@contextlib.contextmanager
+def changed_manifest(run: str):
+    """The manifest of a run, written back as it is left."""
+    path = run_folder(run) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    yield manifest
+    path.write_text(json.dumps(manifest))
 
 
 def ended_well(run: str, stages: dict[str, Finished]) -> str:

@@ -4,47 +4,85 @@ import json
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from lowbit.data.cleaning import clean
-
-INPUT_NAMES = ("input_ids", "attention_mask")
-
-
-def encode(texts: list[str], tokenizer, preset: str, max_length: int) -> list[list[int]]:
-    """Token ids of the cleaned texts, cut to max_length; prints how many were cut or cleaned to nothing."""
-    cleaned = [clean(text, preset) for text in texts]
-    ids = tokenizer(cleaned, add_special_tokens=True, truncation=False, return_attention_mask=False,
-                    return_token_type_ids=False, verbose=False)["input_ids"]
-    cut = sum(len(row) > max_length for row in ids)
-    empty = sum(not text for text in cleaned)
-    if cut or empty:
-        print(f"  {cut} of {len(texts)} texts cut to {max_length} tokens, {empty} empty after cleaning")
-    # cut as the tokenizer's own truncation does: the closing [SEP] stays
-    return [row if len(row) <= max_length else row[: max_length - 1] + row[-1:] for row in ids]
-
-
-def pad(rows: list[list[int]], pad_id: int, length: int = 0) -> dict[str, np.ndarray]:
-    """A batch of int64 arrays [batch, seq], padded to its longest row or to `length`."""
-    width = max(length, *(len(row) for row in rows))
-    ids = np.full((len(rows), width), pad_id, np.int64)
-    mask = np.zeros((len(rows), width), np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return dict(zip(INPUT_NAMES, (ids, mask), strict=True))
-
-
-def batches(rows: list[list[int]], batch_size: int, sort: bool) -> list[list[int]]:
-    """Row numbers in batches; sorted by length, a batch wastes next to nothing on padding."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i])) if sort else list(range(len(rows)))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+from lowbit.data.tsv import Text
 
 PREPROCESSING = "preprocessing.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+INPUT_NAMES = ("input_ids", "attention_mask")
+PAIR_INPUT = "token_type_ids"  # which of the two texts a token belongs to; pairs alone carry it
+
+Row = dict[str, list[int]]  # one text's or pair's input_ids, and token_type_ids where the model takes them
 
 
-def load_text_settings(folder: Path):
-    """(tokenizer, preprocessing settings) of a run's folder."""
-    preprocessing = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
-    return AutoTokenizer.from_pretrained(folder), preprocessing
+def input_names(tokenizer, pairs: bool) -> tuple[str, ...]:
+    """Names of a model's inputs, in the order of its graph: token_type_ids for pairs, if the tokenizer makes them."""
+    return (*INPUT_NAMES, PAIR_INPUT) if pairs and PAIR_INPUT in tokenizer.model_input_names else INPUT_NAMES
+
+
+class TextReader:
+    """How a run reads texts: its cleaning, tokenizer, longest input and inputs, together."""
+
+    def __init__(self, tokenizer, cleaning: str, max_length: int, inputs: tuple[str, ...] = INPUT_NAMES):
+        self.tokenizer, self.cleaning, self.max_length, self.inputs = tokenizer, cleaning, max_length, tuple(inputs)
+        self.pad_id = tokenizer.pad_token_id
+
+    def clean(self, text: Text) -> Text:
+        """A text as the tokenizer gets it; of a pair, both."""
+        return clean(text, self.cleaning) if isinstance(text, str) else tuple(map(self.clean, text))
+
+    def rows(self, texts: list[Text]) -> list[Row]:
+        """A row for each text or pair, cut to the longest input; prints how many were cut or cleaned to nothing."""
+        cleaned = [self.clean(text) for text in texts]
+        rows = self._tokenized(cleaned)
+        long = [i for i, row in enumerate(rows) if width(row) > self.max_length]
+        empty = sum(not (text if isinstance(text, str) else all(text)) for text in cleaned)
+        if long or empty:
+            print(f"  {len(long)} of {len(texts)} texts cut to {self.max_length} tokens, {empty} empty after cleaning")
+        if long:
+            short = self._tokenized([cleaned[i] for i in long], truncation=True, max_length=self.max_length)
+            for i, row in zip(long, short, strict=True):
+                rows[i] = row
+            self._tokenized(cleaned[:1])  # a tokenizer is saved with the truncation of its last call: with none
+        return rows
+
+    def _tokenized(self, texts: list[Text], **cut) -> list[Row]:
+        pair = [] if isinstance(texts[0], str) else [[second for _, second in texts]]
+        first = texts if isinstance(texts[0], str) else [first for first, _ in texts]
+        ids = self.tokenizer(first, *pair, add_special_tokens=True, return_attention_mask=False, verbose=False,
+                             return_token_type_ids=PAIR_INPUT in self.inputs, **({"truncation": False} | cut))
+        names = [name for name in self.inputs if name in ids]
+        return [dict(zip(names, row, strict=True)) for row in zip(*(ids[name] for name in names), strict=True)]
+
+
+def load_reader(folder: Path) -> TextReader:
+    """The reader of a run's folder, as its training stage saved it."""
+    from transformers import AutoTokenizer  # here: a process that only pads stays as small as a server's
+
+    settings = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
+    return TextReader(AutoTokenizer.from_pretrained(folder), settings["cleaning"], settings["max_length"],
+                      settings.get("inputs", INPUT_NAMES))
+
+
+def width(row: Row) -> int:
+    """How many tokens a row has."""
+    return len(row["input_ids"])
+
+
+def pad(rows: list[Row], pad_id: int, length: int = 0) -> dict[str, np.ndarray]:
+    """A batch of int64 arrays [batch, seq], padded to its longest row or to `length`, with its attention_mask."""
+    longest = max(length, *map(width, rows))
+    batch = {name: np.full((len(rows), longest), pad_id if name == "input_ids" else 0, np.int64)
+             for name in (*INPUT_NAMES, *(name for name in rows[0] if name not in INPUT_NAMES))}
+    for i, row in enumerate(rows):
+        for name, values in row.items():
+            batch[name][i, : len(values)] = values
+        batch["attention_mask"][i, : width(row)] = 1
+    return batch
+
+
+def batches(rows: list[Row], batch_size: int, sort: bool) -> list[list[int]]:
+    """Row numbers in batches; sorted by length, a batch wastes next to nothing on padding."""
+    order = sorted(range(len(rows)), key=lambda i: width(rows[i])) if sort else list(range(len(rows)))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

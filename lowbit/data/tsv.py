@@ -1,92 +1,142 @@
-"""The one reader of labelled text: TSV `text<TAB>label`, quoting off, every bad row named."""
+"""The one reader of labelled text: tab-separated rows of texts and label, quoting off, every bad row named."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
+from lowbit.data.task import SENTIMENT, Task
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import shown
 
-LABELS = ("positive", "neutral", "negative")  # the position is the label's id
 SPLITS = ("train", "valid", "test")
 BAD_ROWS_SHOWN = 10
 BOM = b"\xef\xbb\xbf"
 
+Text = str | tuple[str, str]  # one text of a row, or the two of a pair
 
-def _read_row(line: bytes) -> tuple[str, int]:
-    """One row's text and label id; raises ValueError with what is wrong."""
+
+def _decoded(line: bytes) -> list[str]:
+    """The cells of a line; raises ValueError with what is wrong."""
     if b"\0" in line:
         raise ValueError("holds a NUL byte")
     try:
-        row = line.decode("utf-8")
+        return [cell.strip() for cell in line.decode("utf-8").split("\t")]
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 at byte {error.start + 1}") from None
-    columns = row.split("\t")
-    if len(columns) != 2:
-        raise ValueError(f"has {len(columns)} column{'s' * (len(columns) > 1)} instead of text<TAB>label")
-    text, label = columns[0].strip(), columns[1].strip().lower()
-    if not text:
-        raise ValueError("has an empty text")
-    if label not in LABELS:
-        raise ValueError(f"has the unknown label {label!r} (known: {', '.join(LABELS)})")
-    return text, LABELS.index(label)
 
 
-def read_tsv(path: Path) -> tuple[list[str], list[int]]:
-    """Texts and label ids of a file: UTF-8 with or without BOM, LF or CRLF, optional header `text<TAB>label`.
+def _read_answer(cell: str, ids: dict[str, int], task: Task) -> int | float:
+    """A cell as label id or number; raises ValueError with what is wrong."""
+    if task.labels is None:
+        try:
+            number = float(cell)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"has {cell!r} instead of a number")
+        return number
+    if cell.casefold() not in ids:
+        raise ValueError(f"has the unknown label {cell!r} (known: {', '.join(task.labels)})")
+    return ids[cell.casefold()]
 
+
+def _header(line: bytes, task: Task) -> list[str] | None:
+    """The column names of a first line that names every column of the task, lower-cased; None for a row."""
+    try:
+        cells = [cell.casefold() for cell in _decoded(line)]
+    except ValueError:
+        return None
+    return cells if {name.casefold() for name in (*task.texts, task.answer)} <= set(cells) else None
+
+
+def read_tsv(path: Path, task: Task = SENTIMENT) -> tuple[list[Text], list[int] | list[float]]:
+    """(texts, label ids or numbers) of a file: UTF-8 with or without BOM, LF or CRLF.
+
+    A text is a str, or a tuple of two for a pair. Columns are found by a first line that names them all (others may
+    stand beside them), and without one they are the task's texts and its label, in this order and no more.
     Raises UserError for a missing or empty file, and for bad rows: the first ten in full, and their total.
     """
+    wanted = "<TAB>".join((*task.texts, task.answer))
     if not path.is_file():
-        raise UserError(f"{shown(path)} is missing: put a TSV `text<TAB>label` there, "
-                        "or run `python data/download_smsa.py` for SMSA")
+        smsa = ", or run `python data/download_smsa.py` for SMSA" if task == SENTIMENT else ""
+        raise UserError(f"{shown(path)} is missing: put a TSV `{wanted}` there{smsa}")
     lines = path.read_bytes().removeprefix(BOM).split(b"\n")
     if lines[-1] == b"":
         lines.pop()
-    texts, labels, bad = [], [], []
-    for number, line in enumerate(lines, 1):
-        line = line.removesuffix(b"\r")
-        if number == 1 and [cell.strip() for cell in line.lower().split(b"\t")] == [b"text", b"label"]:
-            continue
+    lines = [line.removesuffix(b"\r") for line in lines]
+    names = [name.casefold() for name in (*task.texts, task.answer)]
+    header = _header(lines[0], task) if lines else None
+    for name in names if header else ():
+        if header.count(name) > 1:
+            raise UserError(f"{shown(path)} line 1 names the column {name!r} twice: rename one of them")
+    places = [header.index(name) for name in names] if header else list(range(len(names)))
+    width = len(header or names)
+    ids = {label.casefold(): i for i, label in enumerate(task.labels or ())}
+    texts, answers, bad = [], [], []
+    for number, line in enumerate(lines[bool(header):], 1 + bool(header)):
         try:
-            text, label = _read_row(line)
+            cells = _decoded(line)
+            if len(cells) != width:
+                raise ValueError(f"has {len(cells)} column{'s' * (len(cells) > 1)} instead of "
+                                 + (f"the {width} of the header" if header else wanted))
+            *row, answer = (cells[place] for place in places)
+            if not all(row):
+                raise ValueError("has an empty text")
+            answers.append(_read_answer(answer, ids, task))
+            texts.append(tuple(row) if task.pairs else row[0])
         except ValueError as error:
             bad.append(f"line {number} {error}: {line.decode('utf-8', 'backslashreplace')!r}")
-            continue
-        texts.append(text)
-        labels.append(label)
-    _refuse_bad_rows(path, bad, len(lines))
+    refuse_bad_rows(path, bad, len(lines))
     if not texts:
-        raise UserError(f"{shown(path)} is empty: it needs rows of text<TAB>label")
-    return texts, labels
+        raise UserError(f"{shown(path)} is empty: it needs rows of {wanted}")
+    return texts, answers
 
 
-def _refuse_bad_rows(path: Path, bad: list[str], total: int) -> None:
+def refuse_bad_rows(path: Path, bad: list[str], total: int) -> None:
+    """Raise UserError with the first ten sentences of `bad` and their number, if there are any."""
     if bad:
         more = f"\n  … and {len(bad) - BAD_ROWS_SHOWN} more" if len(bad) > BAD_ROWS_SHOWN else ""
         raise UserError(f"{shown(path)} has {len(bad)} bad row{'s' * (len(bad) > 1)} of {total}; "
                         "correct them and run again:\n  " + "\n  ".join(bad[:BAD_ROWS_SHOWN]) + more)
 
 
-
-
-def read_split(folder: Path, split: str) -> tuple[list[str], list[int]]:
-    """`read_tsv` of folder/<split>.tsv; a file with one label only is refused: nothing can be learned or measured."""
+def read_split(folder: Path, split: str, task: Task = SENTIMENT) -> tuple[list[Text], list[int] | list[float]]:
+    """`read_tsv` of folder/<split>.tsv; one with a single answer is refused: nothing can be learned or measured."""
     path = folder / f"{split}.tsv"
-    texts, labels = read_tsv(path)
-    found = sorted(set(labels))
-    if len(found) < 2:
-        raise UserError(f"{shown(path)} holds only the label {LABELS[found[0]]}: at least two of "
-                        f"{', '.join(LABELS)} are needed to train or to measure")
-    return texts, labels
+    texts, answers = read_tsv(path, task)
+    if len(set(answers)) < 2:
+        only = f"label {task.labels[answers[0]]}" if task.labels else f"number {answers[0]:g}"
+        known = f"two of {', '.join(task.labels)}" if task.labels else "two different numbers"
+        raise UserError(f"{shown(path)} holds only the {only}: at least {known} are needed to train or to measure")
+    return texts, answers
 
 
-def describe(name: str, labels: list[int]) -> str:
-    """`train 11000 texts (positive 6416, neutral 1148, negative 3436)`."""
-    counts = Counter(labels)
-    return f"{name} {len(labels)} texts ({', '.join(f'{label} {counts[i]}' for i, label in enumerate(LABELS))})"
+def describe(name: str, texts: list[Text], answers: list[int] | list[float], task: Task = SENTIMENT) -> str:
+    """`train 11000 texts (positive 6416, neutral 1148, negative 3436), 3 of them with several labels`."""
+    if task.labels:
+        counts = Counter(answers)
+        what = ", ".join(f"{label} {counts[i]}" for i, label in enumerate(task.labels))
+    else:
+        what = f"numbers from {min(answers):g} to {max(answers):g}, mean {sum(answers) / len(answers):.3g}"
+    torn = count_conflicting(texts, answers)
+    return (f"{name} {len(texts)} {'pairs' if task.pairs else 'texts'} ({what})"
+            + (f", {torn} of them with several {'labels' if task.labels else 'numbers'}" if torn else ""))
 
 
-def count_shared(texts: list[str], others: list[str]) -> int:
+def folded(text: Text) -> Text:
+    """A text or pair with letter case and white space evened out."""
+    return " ".join(text.lower().split()) if isinstance(text, str) else tuple(folded(part) for part in text)
+
+
+def count_shared(texts: list[Text], others: list[Text]) -> int:
     """How many of `others` also stand in `texts`, letter case and white space aside."""
-    known = {" ".join(text.lower().split()) for text in texts}
-    return sum(" ".join(other.lower().split()) in known for other in others)
+    known = {folded(text) for text in texts}
+    return sum(folded(other) in known for other in others)
+
+
+def count_conflicting(texts: list[Text], answers: list) -> int:
+    """How many different texts stand with more than one label, letter case and white space aside."""
+    found = {}
+    for text, answer in zip(texts, answers, strict=True):
+        found.setdefault(folded(text), set()).add(answer)
+    return sum(len(given) > 1 for given in found.values())

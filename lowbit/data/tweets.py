@@ -3,7 +3,8 @@
 import csv
 from pathlib import Path
 
-from lowbit.data.tsv import LABELS, _refuse_bad_rows
+from lowbit.data.task import SENTIMENT
+from lowbit.data.tsv import refuse_bad_rows
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import shown
 
@@ -37,7 +38,7 @@ def read_tweets(path: Path) -> tuple[list[str], list[int]]:
                     bad.append(f"line {start} holds a NUL byte: {cells!r}")
                 elif not cells[2].strip():
                     bad.append(f"line {start} has an empty tweet: {cells!r}")
-                elif cells[3].strip() not in map(str, range(len(LABELS))):
+                elif cells[3].strip() not in map(str, range(len(SENTIMENT.labels))):
                     bad.append(f"line {start} has the sentiment {cells[3]!r} instead of 0 (positive), 1 (neutral) or "
                                f"2 (negative): {cells!r}")
                 else:
@@ -50,7 +51,7 @@ def read_tweets(path: Path) -> tuple[list[str], list[int]]:
     except csv.Error as error:
         raise UserError(f"{shown(path)} line {reader.line_num} breaks the quoting ({error}): a tweet with tabs, line "
                         "ends or quotes stands in double quotes, and quotes inside are doubled") from None
-    _refuse_bad_rows(path, bad, rows)
+    refuse_bad_rows(path, bad, rows)
     if not texts:
         raise UserError(f"{shown(path)} holds no tweet below its header")
     return texts, labels

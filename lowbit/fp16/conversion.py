@@ -12,18 +12,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
+from onnxconverter_common import float16 as common
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from lowbit.fp16.simulation import FP16_MAX, MASKED
-from lowbit.graph.export import save_onnx
+from lowbit.graph.export import LARGEST_FILE, save_onnx
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import external_data, shown
 
 FP16_MIN = 5.96e-8  # smallest positive value, rounded down
 MASK_FILL = -1e6  # a lone constant below is what a mask adds: -3.4e38, -1e9 or -infinity, by exporter and attention
+CONVERTERS = ("onnxruntime", "onnxconverter-common")
 TO_FP16 = "_cast_to_fp16_node"  # how the converter names the Cast behind an operator kept in FP32
 
 
@@ -37,7 +40,7 @@ class Prepared:
     too_large: list[tuple[str, float, str]] = field(default_factory=list)  # weight, its magnitude, its operator
 
 
-def prepare(source: Path, fp32_ops: frozenset[str]) -> Prepared:
+def read_fp32(source: Path, fp32_ops: frozenset[str]) -> Prepared:
     """Read an FP32 graph and round its weights to FP16 values; operators `fp32_ops` keep theirs.
 
     Raises UserError for a file that holds FP16 already or lacks an operator of `fp32_ops`.
@@ -107,15 +110,33 @@ def _bring_in_range(result: Prepared) -> None:
         tensor.raw_data = values.astype(np.float16).astype(np.float32).tobytes()
 
 
-def convert(prepared: Prepared, target: Path, keep_io_types: bool) -> None:
-    """Write the FP16 file; `prepared` is used up. Weights too large are at FP16's limit in it."""
-    model = convert_float_to_float16(
-        prepared.model, min_positive_val=FP16_MIN, max_finite_val=FP16_MAX, keep_io_types=keep_io_types,
-        disable_shape_infer=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *prepared.fp32_ops],
-        node_block_list=prepared.fp32_nodes)
+def convert(prepared: Prepared, target: Path, keep_io_types: bool, converter: str = CONVERTERS[0]) -> None:
+    """Write the FP16 file by one of CONVERTERS; `prepared` is used up. Weights too large are at FP16's limit in it.
+
+    Raises UserError where onnxconverter-common cannot do it.
+    """
+    options = {"min_positive_val": FP16_MIN, "max_finite_val": FP16_MAX, "keep_io_types": keep_io_types,
+               "disable_shape_infer": True, "node_block_list": prepared.fp32_nodes}
+    if converter == CONVERTERS[0]:
+        model = convert_float_to_float16(
+            prepared.model, **options, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *prepared.fp32_ops])
+    else:
+        model = _convert_by_common(prepared, options)
     _tidy(model.graph)
     save_onnx(model, target)
     onnx.checker.check_model(str(target), full_check=True)
+
+
+def _convert_by_common(prepared: Prepared, options: dict) -> onnx.ModelProto:
+    """onnxconverter-common's result; raises UserError for what it cannot do."""
+    if prepared.fp32_ops:
+        raise UserError(f"FP32_OPS keeps {', '.join(sorted(prepared.fp32_ops))} in FP32, but onnxconverter-common "
+                        "casts to FP16 and back between them: set CONVERTER to onnxruntime")
+    weights = sum(len(tensor.raw_data) for tensor in prepared.model.graph.initializer)
+    if weights > LARGEST_FILE:
+        raise UserError(f"the graph holds {weights / 1e9:.1f} GB of weights, and onnxconverter-common takes no model "
+                        "beyond 2 GB: set CONVERTER to onnxruntime")
+    return common.convert_float_to_float16(prepared.model, **options, check_fp16_ready=False)
 
 
 def _tidy(graph: onnx.GraphProto) -> None:
@@ -145,6 +166,16 @@ def _tidy(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
     OnnxModel.graph_topological_sort(graph)
     del graph.value_info[:]  # of the tensors that are gone, and of the types before
+
+
+def parameters_as_stored(model: torch.nn.Module, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """State-dict name -> parameter in the type that the file stores it in: FP16 is the nearest value to FP32's."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        half = name in stored and stored[name].dtype == np.float16
+        tensor = parameter.detach()
+        found[name] = (tensor.clamp(-FP16_MAX, FP16_MAX).half() if half else tensor).numpy()
+    return found
 
 
 def tensor_types(path: Path) -> dict[str, int]:

@@ -17,14 +17,14 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from lowbit.data.tokens import batches, pad
+from lowbit.data.tokens import Row
 from lowbit.pipeline.errors import UserError
+from lowbit.training.observe import observe
 from lowbit.training.straight_through import StraightThrough
 
 FP16_MAX = 65504.0
 MASKED = -32768.0  # added to a masked score: half of FP16's range, so that no score can carry the sum beyond it
 ATTENTION = "fp16_simulated"
-BATCH_SIZE = 32  # texts a batch while ranges are measured
 
 
 def operators(names: str) -> frozenset[str]:
@@ -129,14 +129,10 @@ def fp16_attention(module, query, key, value, attention_mask, scaling=None, drop
     return context.transpose(1, 2).contiguous(), probabilities
 
 
-AttentionInterface.register(ATTENTION, fp16_attention)
-AttentionMaskInterface.register(ATTENTION, eager_mask)
-
-
-def prepare(model: nn.Module, fp32_ops: frozenset[str]) -> nn.Module:
+def simulate(model: nn.Module, fp32_ops: frozenset[str]) -> nn.Module:
     """Give `model` the forward of its FP16 graph, in place, ONNX operators `fp32_ops` kept in FP32; returns `model`.
 
-    A model may be prepared again, with other operators. Parameters, buffers and state-dict keys stay as they were.
+    A model may be simulated again, with other operators. Parameters, buffers and state-dict keys stay as they were.
     """
     simulated = {nn.Linear: Fp16Linear, nn.LayerNorm: Fp16LayerNorm, nn.Embedding: Fp16Embedding}
     for module in model.modules():
@@ -144,21 +140,23 @@ def prepare(model: nn.Module, fp32_ops: frozenset[str]) -> nn.Module:
         module.fp32_ops, module.watch = fp32_ops, None
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     linears[-1].__class__ = Fp16Head
+    AttentionInterface.register(ATTENTION, fp16_attention)
+    AttentionMaskInterface.register(ATTENTION, eager_mask)
     model.set_attn_implementation(ATTENTION)
     return model
 
 
-def random_rows(model: nn.Module) -> tuple[list[list[int]], int]:
-    """(8 rows of random token ids, a padding id): enough to see a model that cannot run in FP16."""
+def random_rows(model: nn.Module) -> list[Row]:
+    """8 rows of random token ids: enough to see a model that cannot run in FP16."""
     length = min(32, model.config.max_position_embeddings)
-    return np.random.default_rng(0).integers(0, model.config.vocab_size, (8, length)).tolist(), 0
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (8, length)).tolist()
+    return [{"input_ids": row} for row in ids]
 
 
-@torch.no_grad()
-def ranges(model: nn.Module, rows: list[list[int]], pad_id: int) -> dict[str, dict]:
+def ranges(model: nn.Module, rows: list[Row]) -> dict[str, dict]:
     """Tensor -> largest magnitude, values, how many FP16 turned to infinity and to zero, over token rows `rows`.
 
-    `model` went through prepare and runs in eval mode. Tensors are its parameters (`….weight`) and what flows into
+    `model` went through simulate and runs in eval mode. Tensors are its parameters (`….weight`) and what flows into
     and out of its operators (`….input`), in the order of computation; one kept in FP32 is not there.
     """
     found = {}
@@ -170,16 +168,7 @@ def ranges(model: nn.Module, rows: list[list[int]], pad_id: int) -> dict[str, di
                 found.setdefault(key, Seen()).add(x, rounded)
         return watch
 
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    for name, module in model.named_modules():
-        module.watch = watching(name)
-    for group in batches(rows, BATCH_SIZE, sort=True):
-        given = pad([rows[i] for i in group], pad_id)
-        model(**{name: torch.from_numpy(value).to(device) for name, value in given.items()})
-    for module in model.modules():
-        module.watch = None
-    model.train(was_training)
+    observe(model, rows, {module: watching(name) for name, module in model.named_modules()})
     return {name: asdict(seen) for name, seen in found.items()}
 
 

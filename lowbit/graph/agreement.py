@@ -7,11 +7,8 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from lowbit.data.tokens import pad
-from lowbit.fp16.simulation import FP16_MAX
-from lowbit.graph.names import module_of
-from lowbit.int8.dynamic import DynamicQuantLinear, QuantEmbedding
-from lowbit.int8.learned import LearnedQuantLinear, SymmetricQuantEmbedding
+from lowbit.data.tokens import Row, pad
+from lowbit.graph.names import QUANTIZED_TABLE, module_of, operand_of, parameter_of
 
 
 def stored_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -45,69 +42,43 @@ def stored_tensors(path: Path) -> dict[str, np.ndarray]:
         module = module_of(node)
         if node.op_type == "MatMulInteger":
             found[f"{module}.weight.integers"] = value(node.input[1]).T
-        elif node.op_type == "Gather" and node.input[0].endswith("_quantized"):
+        elif node.op_type == "Gather" and node.input[0].endswith(QUANTIZED_TABLE):
             found[f"{module}.weight.integers"] = value(node.input[0])
         elif node.op_type == "DequantizeLinear" and maker.get(node.input[0], node).op_type == "Gather":
             dequantized(f"{module}.weight", node)
         elif node.op_type == "MatMul":
-            for operand in node.input:  # named <module's path>/<tensor>/dequantized
-                dequantized(f"{module}.{'/'.join(operand.split('/')[-2:-1])}", maker.get(operand))
+            for operand in node.input:
+                dequantized(f"{module}.{operand_of(operand)}", maker.get(operand))
     return found
 
 
 def simulated_tensors(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The same of a model that went through fake_quant.prepare or learned.prepare: what training simulated."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, (DynamicQuantLinear, QuantEmbedding)):
-            found[f"{name}.weight.integers"] = module.stored_integers()
-        elif isinstance(module, (LearnedQuantLinear, SymmetricQuantEmbedding)):
-            integers, scale = module.stored()
-            found |= {f"{name}.weight.integers": integers, f"{name}.weight.scale": scale,
-                      f"{name}.weight.zero_point": torch.zeros(scale.shape, dtype=torch.int8)}
-        inputs = getattr(module, "quantizers", {})
-        if isinstance(module, LearnedQuantLinear):
-            inputs = {"input": module.quantize}
-        for tensor, quantizer in inputs.items():
-            found |= {f"{name}.{tensor}.scale": quantizer.scale.detach(),
-                      f"{name}.{tensor}.zero_point": quantizer.zero_point}
-    return {name: tensor.numpy() for name, tensor in found.items()}
-
-
-def differing_tensors(path: Path, model: torch.nn.Module) -> tuple[int, list[str]]:
-    """How many tensors were simulated, and which of them the file lacks or stores otherwise, in type or in a bit."""
-    stored, simulated = stored_tensors(path), simulated_tensors(model)
-    return len(simulated), [name for name, tensor in simulated.items()
-                            if name not in stored or stored[name].dtype != tensor.dtype
-                            or not np.array_equal(tensor, stored[name])]
+    """The same of a simulated model: every module that quantizes says in `stored()` what the file stores for it."""
+    return {f"{name}.{part}": tensor.numpy() for name, module in model.named_modules() if hasattr(module, "stored")
+            for part, tensor in module.stored().items()}
 
 
 def stored_parameters(path: Path) -> dict[str, np.ndarray]:
     """State-dict name -> the tensor that a float file stores for it, in PyTorch's orientation."""
     model = onnx.load(path)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = {name.removeprefix("model."): numpy_helper.to_array(tensor) for name, tensor in tensors.items()
-             if name.startswith("model.")}
+    found = {parameter_of(name): numpy_helper.to_array(tensor) for name, tensor in tensors.items()
+             if parameter_of(name)}
     for node in model.graph.node:
         if node.op_type == "MatMul" and node.input[1] in tensors:
             found[f"{module_of(node)}.weight"] = numpy_helper.to_array(tensors[node.input[1]]).T
     return found
 
 
-def differing_parameters(stored: dict[str, np.ndarray], model: torch.nn.Module) -> list[str]:
-    """Parameters of `model` that `stored` lacks or holds otherwise: an FP16 one is the nearest value, bit for bit."""
-    def same(name, parameter):
-        ours = stored.get(name)
-        if ours is not None and ours.dtype == np.float16:
-            parameter = parameter.clamp(-FP16_MAX, FP16_MAX).half()
-        return ours is not None and np.array_equal(ours, parameter.numpy())
-
-    return [name for name, parameter in model.named_parameters() if not same(name, parameter.detach())]
+def differing(stored: dict[str, np.ndarray], simulated: dict[str, np.ndarray]) -> list[str]:
+    """The simulated tensors that the file lacks or stores otherwise, in type or in a bit."""
+    return [name for name, tensor in simulated.items()
+            if name not in stored or stored[name].dtype != tensor.dtype or not np.array_equal(tensor, stored[name])]
 
 
 @torch.inference_mode()
-def simulated_logits(model: torch.nn.Module, rows: list[list[int]], pad_id: int) -> np.ndarray:
-    """Logits [n, labels] of the simulation, one text at a time, as a server would ask."""
+def simulated_logits(model: torch.nn.Module, rows: list[Row], pad_id: int) -> np.ndarray:
+    """Logits [n, outputs] of the simulation, one text at a time, as a server would ask."""
     model.eval()
     return np.concatenate([
         model(**{name: torch.from_numpy(value) for name, value in pad([row], pad_id).items()}).logits.numpy()

@@ -10,12 +10,12 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from lowbit.data.tokens import INPUT_NAMES, PREPROCESSING, TOKENIZER_FILES
+from lowbit.data.tokens import INPUT_NAMES, load_reader
 from lowbit.graph.inputs import CHECKED_SHAPES, sample_inputs
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, external_data, file_bytes, publish, remove_leftovers, run_dir, shown
-from lowbit.pipeline.manifest import record, require
-from lowbit.training.encoder import load_run
+from lowbit.pipeline.files import atomic_folder, claim, external_data, file_bytes, publish, run_dir, shown
+from lowbit.pipeline.manifest import record, recorded
+from lowbit.training.encoder import RUN_FILES, load_run
 from lowbit.training.weights import WEIGHTS, load_weights
 
 ONNX = "model_qat.onnx"
@@ -26,14 +26,14 @@ TRAINING_OPS = {"Dropout", "QuantizeLinear", "DequantizeLinear", "FakeQuantize"}
 
 
 class _Logits(torch.nn.Module):
-    """input_ids, attention_mask [batch, seq] -> logits [batch, labels]."""
+    """Inputs [batch, seq] in the order of `names` -> logits [batch, outputs]."""
 
-    def __init__(self, model):
+    def __init__(self, model, names: tuple[str, ...]):
         super().__init__()
-        self.model = model
+        self.model, self.names = model, names
 
-    def forward(self, input_ids, attention_mask):
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+    def forward(self, *inputs):
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
 
 
 
@@ -54,29 +54,29 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
 def largest_difference(model: torch.nn.Module, path: Path) -> float:
     """Largest absolute logit difference between PyTorch and the ONNX file over CHECKED_SHAPES."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = tuple(given.name for given in session.get_inputs())
     worst = 0.0
     for seed, (batch, length, padding) in enumerate(CHECKED_SHAPES):
         length = min(length, model.config.max_position_embeddings)
-        inputs = sample_inputs(model.config.vocab_size, batch, length, min(padding, length - 1), seed)
+        inputs = sample_inputs(model.config.vocab_size, batch, length, min(padding, length - 1), seed, names)
         with torch.inference_mode():
-            expected = _Logits(model)(**{name: torch.from_numpy(value) for name, value in inputs.items()}).numpy()
+            expected = model(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits.numpy()
         worst = np.maximum(worst, np.abs(session.run(["logits"], inputs)[0] - expected).max())  # a NaN stays one
     return float(worst)
 
 
-def export(model: torch.nn.Module, path: Path, opset: int) -> None:
+def export(model: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...] = INPUT_NAMES) -> None:
     """Trace `model` (in eval mode) to `path` with dynamic batch and sequence; raises on leftover training nodes."""
-    wrapper = _Logits(model).eval()
-    inputs = {name: torch.from_numpy(value)
-              for name, value in sample_inputs(model.config.vocab_size, 2, 16, 4, 0).items()}
+    wrapper = _Logits(model, names).eval()
+    inputs = [torch.from_numpy(value) for value in sample_inputs(model.config.vocab_size, 2, 16, 4, 0, names).values()]
     axes = {0: "batch", 1: "sequence"}
     with warnings.catch_warnings(), atomic_folder(path.parent) as aside:
         warnings.simplefilter("ignore")  # TracerWarnings on shapes that largest_difference proves dynamic
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         # the TorchScript exporter: the other one leaves Dropout nodes and stale shapes that stop the quantizer
-        torch.onnx.export(wrapper, tuple(inputs.values()), str(aside / path.name), dynamo=False, opset_version=opset,
-                          input_names=list(INPUT_NAMES), output_names=["logits"],
-                          dynamic_axes={**dict.fromkeys(INPUT_NAMES, axes), "logits": {0: "batch"}})
+        torch.onnx.export(wrapper, tuple(inputs), str(aside / path.name), dynamo=False, opset_version=opset,
+                          input_names=list(names), output_names=["logits"],
+                          dynamic_axes={**dict.fromkeys(names, axes), "logits": {0: "batch"}})
         if len(list(aside.iterdir())) == 1:
             os.replace(aside / path.name, path)
         else:  # beyond 2 GB it writes every weight to a file of its own
@@ -97,9 +97,9 @@ def check_opset(opset: int) -> None:
 
 def export_checked(run: Path, weights: str, path: Path, opset: int) -> None:
     """Export the model in folder `run` to `path`; raises RuntimeError unless it agrees with PyTorch."""
-    model, _, _ = load_run(run)
+    model = load_run(run)
     load_weights(model, run / weights)
-    export(model, path, opset)
+    export(model, path, opset, load_reader(run).inputs)
     worst = largest_difference(model, path)
     if not worst <= TOLERANCE:
         raise RuntimeError(f"the exported graph differs from PyTorch by {worst:.2e}, more than {TOLERANCE:.0e}")
@@ -112,9 +112,9 @@ def export_checked(run: Path, weights: str, path: Path, opset: int) -> None:
 def export_run(settings: dict, stage: str, train_stage: str) -> Path:
     """Stage 2 for every precision: model_qat.pth -> model_qat.onnx, checked against PyTorch; returns the folder."""
     folder = run_dir(settings["RUN"])
-    read = require(folder, train_stage, WEIGHTS, "config.json", PREPROCESSING, *TOKENIZER_FILES)
+    claim(folder)
+    read = recorded(folder, train_stage, WEIGHTS, *RUN_FILES)
     check_opset(settings["OPSET"])
-    remove_leftovers(folder)
     with atomic_folder(folder) as scratch:
         export_checked(folder, WEIGHTS, scratch / ONNX, settings["OPSET"])
         names = publish(scratch)

@@ -2,8 +2,7 @@
 
 import torch
 
-from lowbit.int8 import dynamic as fake_quant
-from lowbit.int8 import learned
+from lowbit.int8 import dynamic, learned
 from lowbit.pipeline.errors import UserError
 from lowbit.training.fine_tune import autocast_dtype
 
@@ -20,12 +19,12 @@ def is_learned(s: dict) -> bool:
     return mode == "learned"
 
 
-def prepare(model: torch.nn.Module, s: dict) -> torch.nn.Module:
+def simulate(model: torch.nn.Module, s: dict) -> torch.nn.Module:
     """Give `model` the arithmetic of the INT8 file that settings `s` describe, in place; returns it."""
     if is_learned(s):
-        return learned.prepare(model, s["TARGET"], s["PER_CHANNEL"], s["QUANTIZE_EMBEDDINGS"],
-                               s["QUANTIZE_ATTENTION"], s["REDUCE_RANGE"])
-    return fake_quant.prepare(model, s["PER_CHANNEL"], s["QUANTIZE_EMBEDDINGS"], s["REDUCE_RANGE"])
+        return learned.simulate(model, s["TARGET"], s["PER_CHANNEL"], s["QUANTIZE_EMBEDDINGS"],
+                                s["QUANTIZE_ATTENTION"], s["REDUCE_RANGE"])
+    return dynamic.simulate(model, s["PER_CHANNEL"], s["QUANTIZE_EMBEDDINGS"], s["REDUCE_RANGE"])
 
 
 def step_dtype(s: dict) -> torch.dtype | None:

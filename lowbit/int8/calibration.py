@@ -1,37 +1,20 @@
 """Where learned activation scales start from, and what they meet on texts."""
 
-import itertools
 import random
+from functools import partial
 
 import torch
 from torch import nn
 
-from lowbit.data.tokens import pad
+from lowbit.data.tokens import Row
 from lowbit.int8.learned import quantizers
+from lowbit.training.observe import observe
 
 SHRINKAGE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # shares of the observed range that calibration tries
-BATCH_SIZE = 32  # texts a batch while ranges are observed
 
 
 @torch.no_grad()
-def _observe(model: nn.Module, rows: list[list[int]], watch) -> None:
-    """Run token rows through `model` in eval mode, without padding; watch(quantizer, x) sees every activation."""
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    for quantizer in quantizers(model).values():
-        quantizer.watch = watch
-    for _, same in itertools.groupby(sorted(rows, key=len), key=len):
-        same = list(same)
-        for start in range(0, len(same), BATCH_SIZE):
-            given = pad(same[start : start + BATCH_SIZE], 0)
-            model(**{name: torch.from_numpy(value).to(device) for name, value in given.items()})
-    for quantizer in quantizers(model).values():
-        quantizer.watch = None
-    model.train(was_training)
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, rows: list[list[int]], texts: int) -> None:
+def calibrate_scales(model: nn.Module, rows: list[Row], texts: int) -> None:
     """Set every scale and zero point from `texts` of the token rows, drawn at random, with activations in FP32.
 
     Of the shares SHRINKAGE of the observed range (widened to hold zero), the one of least squared error is taken.
@@ -57,17 +40,17 @@ def calibrate(model: nn.Module, rows: list[list[int]], texts: int) -> None:
             rounded = (x / quantizer.scale).round_().clamp_(*quantizer.bounds()).mul_(quantizer.scale)
             errors.setdefault(quantizer, dict.fromkeys(SHRINKAGE, 0.0))[share] += float((rounded - x).square().sum())
 
-    every = quantizers(model).values()
+    every = list(quantizers(model).values())
     for quantizer in every:
         quantizer.enabled = False
-    _observe(model, sample, see_range)
-    _observe(model, sample, see_errors)
+    observe(model, sample, {quantizer: partial(see_range, quantizer) for quantizer in every})
+    observe(model, sample, {quantizer: partial(see_errors, quantizer) for quantizer in every})
     for quantizer in every:
         set_range(quantizer, min(errors[quantizer], key=errors[quantizer].get))
         quantizer.enabled = True
 
 
-def observed_ranges(model: nn.Module, rows: list[list[int]]) -> dict[str, dict]:
+def observed_ranges(model: nn.Module, rows: list[Row]) -> dict[str, dict]:
     """Quantizer -> its learned range and what it met in token rows `rows`: extremes, share of values beyond the range.
 
     Keys are `learned` and `observed` ([low, high] each), `clipped` (0 to 1), `scale` and `zero_point`.
@@ -85,7 +68,7 @@ def observed_ranges(model: nn.Module, rows: list[list[int]]) -> dict[str, dict]:
         held["clipped"] += int(((ratio < low) | (ratio > high)).sum())
         held["values"] += x.numel()
 
-    _observe(model, rows, watch)
+    observe(model, rows, {quantizer: partial(watch, quantizer) for quantizer in names})
     for held in seen.values():
         held["clipped"] /= held.pop("values")
     return seen

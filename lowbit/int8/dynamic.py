@@ -107,10 +107,10 @@ class DynamicQuantLinear(nn.Linear):
                                     weight_scale(self.weight, self.per_channel, self.reduce_range))
 
     @torch.no_grad()
-    def stored_integers(self) -> torch.Tensor:
-        """The int8 weight [out, in] that the file stores."""
+    def stored(self) -> dict[str, torch.Tensor]:
+        """What the file stores: the int8 weight [out, in]."""
         scale = weight_scale(self.weight, self.per_channel, self.reduce_range)
-        return _to_integers(self.weight, scale).to(torch.int8)
+        return {"weight.integers": _to_integers(self.weight, scale).to(torch.int8)}
 
 
 class QuantEmbedding(nn.Embedding):
@@ -123,13 +123,14 @@ class QuantEmbedding(nn.Embedding):
         return StraightThrough.apply(rows, rounded)
 
     @torch.no_grad()
-    def stored_integers(self) -> torch.Tensor:
-        """The uint8 table [rows, width] that the file stores."""
+    def stored(self) -> dict[str, torch.Tensor]:
+        """What the file stores: the uint8 table [rows, width]."""
         scale, zero_point = embedding_range(self.weight)
-        return (_to_integers(self.weight, scale, -zero_point, 255 - zero_point) + zero_point).to(torch.uint8)
+        integers = _to_integers(self.weight, scale, -zero_point, 255 - zero_point) + zero_point
+        return {"weight.integers": integers.to(torch.uint8)}
 
 
-def prepare(model: nn.Module, per_channel: bool, quantize_embeddings: bool, reduce_range: bool) -> nn.Module:
+def simulate(model: nn.Module, per_channel: bool, quantize_embeddings: bool, reduce_range: bool) -> nn.Module:
     """Give every nn.Linear (and nn.Embedding) of `model` its fake-quantized forward, in place; returns `model`.
 
     Parameters, buffers and state-dict keys stay those of the FP32 model: there is nothing to convert or strip.

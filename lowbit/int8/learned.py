@@ -7,6 +7,8 @@ symmetric, scale max|w| / 127; embedding tables likewise, per tensor. No range d
 """
 
 
+from types import MethodType
+
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -59,13 +61,24 @@ class ActivationQuantizer(nn.Module):
         kind, zero_point = torch.iinfo(self.zero_point.dtype), int(self.zero_point)
         return kind.min - zero_point, kind.max - zero_point
 
+    def stored_as(self, tensor: str) -> dict[str, torch.Tensor]:
+        """What the file stores of the pair that quantizes `tensor`."""
+        return {f"{tensor}.scale": self.scale.detach(), f"{tensor}.zero_point": self.zero_point}
+
     def forward(self, x):
         """(integers as floats, zero point removed, [same shape as x]; the scale that a product multiplies them by)."""
         if self.watch:
-            self.watch(self, x.detach().float())
+            self.watch(x.detach().float())
         if not self.enabled:
             return x.float(), torch.ones_like(self.scale)
         return _ToIntegers.apply(x.float(), self.scale, *self.bounds()), self.scale.detach()
+
+
+def _stored_weight(weight: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A weight or table as int8 with zero point 0; `scale` is a scalar or [out, 1]."""
+    flat = scale.flatten() if scale.ndim else scale
+    return {"weight.integers": (weight / scale).round().to(torch.int8), "weight.scale": flat,
+            "weight.zero_point": torch.zeros(flat.shape, dtype=torch.int8)}
 
 
 class LearnedQuantLinear(nn.Linear):
@@ -80,10 +93,10 @@ class LearnedQuantLinear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
     @torch.no_grad()
-    def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The int8 weight [out, in] that the file stores and its scale: a scalar, or [out] per channel."""
+    def stored(self) -> dict[str, torch.Tensor]:
+        """What the file stores: int8 weight [out, in], its scale (a scalar, or [out] per channel), its input's."""
         scale = weight_scale(self.weight, self.per_channel, self.reduce_range)
-        return (self.weight / scale).round().to(torch.int8), scale.flatten() if self.per_channel else scale
+        return _stored_weight(self.weight, scale) | self.quantize.stored_as("input")
 
 
 class SymmetricQuantEmbedding(nn.Embedding):
@@ -94,10 +107,9 @@ class SymmetricQuantEmbedding(nn.Embedding):
         return StraightThrough.apply(rows, (rows.detach() / scale).round() * scale)
 
     @torch.no_grad()
-    def stored(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The int8 table [rows, width] that the file stores and its scale."""
-        scale = weight_scale(self.weight, False, False)
-        return (self.weight / scale).round().to(torch.int8), scale
+    def stored(self) -> dict[str, torch.Tensor]:
+        """What the file stores: int8 table [rows, width] and its scale."""
+        return _stored_weight(self.weight, weight_scale(self.weight, False, False))
 
 
 def int8_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
@@ -118,8 +130,10 @@ def int8_attention(module, query, key, value, attention_mask, scaling=None, drop
     return context.transpose(1, 2).contiguous(), probabilities
 
 
-AttentionInterface.register(ATTENTION, int8_attention)
-AttentionMaskInterface.register(ATTENTION, eager_mask)
+def _stored_by_attention(module) -> dict[str, torch.Tensor]:
+    """What the file stores of an attention's products: scale and zero point of each operand."""
+    return {name: tensor for operand, quantizer in module.quantizers.items()
+            for name, tensor in quantizer.stored_as(operand).items()}
 
 
 @torch.no_grad()
@@ -146,8 +160,8 @@ def _shared_inputs(model: nn.Module) -> list[list[nn.Linear]]:
     return list(groups.values())
 
 
-def prepare(model: nn.Module, target: str, per_channel: bool, quantize_embeddings: bool, quantize_attention: bool,
-            reduce_range: bool) -> nn.Module:
+def simulate(model: nn.Module, target: str, per_channel: bool, quantize_embeddings: bool, quantize_attention: bool,
+             reduce_range: bool) -> nn.Module:
     """Give `model` the arithmetic of the Q/DQ file, in place; returns it. Scales are 1 until calibrated or loaded.
 
     The state dict gains `….quantizer.scale` and `.zero_point` for the input of each Linear (owned by the first of
@@ -169,10 +183,13 @@ def prepare(model: nn.Module, target: str, per_channel: bool, quantize_embedding
         elif quantize_attention and hasattr(module, "scaling") and hasattr(module, "is_causal"):
             module.quantizers = nn.ModuleDict({name: ActivationQuantizer(dtype)
                                                for name in ("query", "key", "probabilities", "value")})
+            module.stored = MethodType(_stored_by_attention, module)
     if quantize_attention:
         if not any(hasattr(module, "quantizers") for module in model.modules()):
             raise UserError("QUANTIZE_ATTENTION: this encoder's attention has no scaling that Transformers' attention "
                             "interface passes on; train it with --no-quantize-attention")
+        AttentionInterface.register(ATTENTION, int8_attention)
+        AttentionMaskInterface.register(ATTENTION, eager_mask)
         model.set_attn_implementation(ATTENTION)
     return model
 

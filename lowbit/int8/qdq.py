@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from lowbit.graph.names import module_of
+from lowbit.graph.names import dequantized, module_of
 from lowbit.int8.learned import ActivationQuantizer, LearnedQuantLinear, SymmetricQuantEmbedding
 
 
@@ -37,15 +37,14 @@ class _Writer:
         scaling = [self.constant(f"{path}/scale", quantizer.scale.detach().numpy()),
                    self.constant(f"{path}/zero_point", quantizer.zero_point.numpy())]
         integers = self.node("QuantizeLinear", [x, *scaling], f"{path}/quantized", f"{path}/QuantizeLinear")
-        return self.node("DequantizeLinear", [integers, *scaling], f"{path}/dequantized", f"{path}/DequantizeLinear")
+        return self.node("DequantizeLinear", [integers, *scaling], dequantized(path), f"{path}/DequantizeLinear")
 
     def stored(self, path: str, module) -> list[str]:
         """Integers, scale and zero point of a weight [in, out] or a table [rows, width]."""
-        integers, scale = (tensor.numpy() for tensor in module.stored())
+        stored = {part: module.stored()[f"weight.{part}"].numpy() for part in ("integers", "scale", "zero_point")}
         if isinstance(module, LearnedQuantLinear):
-            integers = integers.T
-        return [self.constant(f"{path}/weight/integers", integers), self.constant(f"{path}/weight/scale", scale),
-                self.constant(f"{path}/weight/zero_point", np.zeros(scale.shape, np.int8))]
+            stored["integers"] = stored["integers"].T
+        return [self.constant(f"{path}/weight/{part}", tensor) for part, tensor in stored.items()]
 
     def linear(self, node: onnx.NodeProto, path: str, module: LearnedQuantLinear) -> None:
         """MatMul, or Gemm as MatMul and Add of rank 3, with both inputs dequantized."""
@@ -55,7 +54,7 @@ class _Writer:
             axis = self.constant(f"{path}/axis", np.array([0]))
             x = self.node("Unsqueeze", [x, axis], f"{path}/input", f"{path}/Unsqueeze")
         x = self.activation(x, f"{path}/input", module.quantize)
-        weight = self.node("DequantizeLinear", self.stored(path, module), f"{path}/weight/dequantized",
+        weight = self.node("DequantizeLinear", self.stored(path, module), dequantized(f"{path}/weight"),
                            f"{path}/weight/DequantizeLinear", **({"axis": 1} if module.per_channel else {}))
         product = self.node("MatMul", [x, weight], f"{path}/product" if gemm else output, f"{path}/MatMul")
         if gemm:
@@ -77,7 +76,7 @@ class _Writer:
 
 
 def quantize(exported: onnx.ModelProto, model) -> onnx.ModelProto:
-    """The Q/DQ form of an exported FP32 graph; `model` is the simulation on the CPU (learned.prepare, weights loaded).
+    """The Q/DQ form of an exported FP32 graph; `model` is the simulation on the CPU (learned.simulate, weights loaded).
 
     Scales, zero points and integers are the simulation's own tensors. Raises RuntimeError if a part of the simulation
     has no place in the graph.

@@ -7,7 +7,6 @@ speed-up into 1.3x.
 import contextlib
 import importlib.util
 import pickle
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from lowbit.data.tokens import batches, pad
+from lowbit.data.tokens import INPUT_NAMES, PAIR_INPUT, Row, batches, pad
 from lowbit.measure.session_process import OPENERS
 from lowbit.pipeline.errors import UserError
 
@@ -89,9 +88,9 @@ class Session:
             raise self._death() from None
         return self._read()
 
-    def logits(self, rows: list[list[int]], pad_id: int, batch_size: int = 1, order: list[int] | None = None,
+    def logits(self, rows: list[Row], pad_id: int, batch_size: int = 1, order: list[int] | None = None,
                length: int = 0):
-        """Logits [n, labels] of the rows in their own order, run in batches of consecutive rows (of `order`).
+        """Logits [n, outputs] of the rows in their own order, run in batches of consecutive rows (of `order`).
 
         A batch is padded to its longest row, or to `length`.
         """
@@ -112,37 +111,37 @@ class Session:
         return self._ask("memory", [])
 
 
-def random_inputs(vocab_size: int, batch: int, length: int, count: int) -> list[dict]:
-    """`count` unpadded batches [batch, length] of random token ids."""
+def random_inputs(vocab_size: int, batch: int, length: int, count: int,
+                  names: tuple[str, ...] = INPUT_NAMES) -> list[dict]:
+    """`count` unpadded batches [batch, length] of random token ids; of pairs, the second half is the second text."""
     ids = np.random.default_rng(0).integers(0, vocab_size, (count, batch, length)).tolist()
-    return [pad(rows, 0) for rows in ids]
+    kinds = {PAIR_INPUT: [0] * (length - length // 2) + [1] * (length // 2)} if PAIR_INPUT in names else {}
+    return [pad([{"input_ids": row, **kinds} for row in rows], 0) for rows in ids]
 
 
-def latency(sessions: dict[str, Session], inputs: list[dict], rounds: int) -> dict[str, dict]:
-    """Name -> p50_ms, p95_ms over all rounds, and each round's median; the sessions take turns."""
-    times = {name: [] for name in sessions}
-    for _ in range(rounds):
-        for name, session in sessions.items():
-            times[name].append(session.milliseconds(inputs))
-    return {name: {"p50_ms": float(np.percentile(sum(rows, []), 50)),
-                   "p95_ms": float(np.percentile(sum(rows, []), 95)),
-                   "round_medians_ms": [statistics.median(row) for row in rows]} for name, rows in times.items()}
-
-
-def throughput(sessions: dict[str, Session], inputs: dict[str, list[dict]], texts: int, rounds: int) -> dict:
-    """Name -> texts a second, the median over rounds; inputs[name] are the batches that hold the `texts` texts."""
-    rates = {name: [] for name in sessions}
-    for _ in range(rounds):
-        for name, session in sessions.items():
-            rates[name].append(texts / (sum(session.milliseconds(inputs[name])) / 1e3))
-    return {name: statistics.median(values) for name, values in rates.items()}
-
-
-def sorted_batches(rows: list[list[int]], pad_id: int, batch_size: int) -> list[dict]:
+def sorted_batches(rows: list[Row], pad_id: int, batch_size: int) -> list[dict]:
     """Length-sorted batches padded to their own longest row."""
     return [pad([rows[i] for i in group], pad_id) for group in batches(rows, batch_size, sort=True)]
 
 
-def full_batches(rows: list[list[int]], pad_id: int, batch_size: int, length: int) -> list[dict]:
+def full_batches(rows: list[Row], pad_id: int, batch_size: int, length: int) -> list[dict]:
     """Batches in the file's order, all padded to `length`: what `padding="max_length"` makes."""
     return [pad([rows[i] for i in group], pad_id, length) for group in batches(rows, batch_size, sort=False)]
+
+
+def take_turns(files: dict[str, tuple[Path, str]], timed: dict[str, list[dict]], provider: str,
+               threads: int) -> dict[str, dict]:
+    """One turn of each (file, runtime), in a process of its own.
+
+    Name -> {"ms": key of `timed` -> ms of each batch, WARMUP uncounted ones aside, "peak_memory_mb"}, or {"error"} of a
+    file that cannot run.
+    """
+    turns = {}
+    for name, (path, runtime) in files.items():
+        try:
+            with Session(path, provider, threads, runtime) as session:
+                turns[name] = {"ms": {key: session.milliseconds(inputs) for key, inputs in timed.items()},
+                               "peak_memory_mb": session.peak_memory_mb()}
+        except RuntimeError as error:
+            turns[name] = {"error": str(error)}
+    return turns

@@ -1,6 +1,7 @@
 """What stages hand over: files under models/<run>/, written atomically and recorded in manifest.json."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from lowbit.pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+_claimed: set[tuple[int, int]] = set()  # device and inode of the folders that this process works on
 
 
 def resolve(path: str) -> Path:
@@ -83,8 +85,25 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete scratch folders that a killed run left in `folder`."""
+def claim(folder: Path) -> None:
+    """Make `folder` this process's own until it ends, and delete the scratch folders that a killed one left in it.
+
+    Raises UserError while another process works on it: two would delete each other's scratch folders.
+    """
+    if not folder.is_dir() or int(os.environ.get("RANK", 0)):
+        return  # nothing to spoil; and of several training processes only the first one writes
+    handle = os.open(folder, os.O_RDONLY)
+    identity = os.fstat(handle).st_dev, os.fstat(handle).st_ino
+    if identity in _claimed:
+        os.close(handle)
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"another process is working on {shown(folder)}: wait for its end, or stop it, then run the "
+                        "same command again") from None
+    _claimed.add(identity)  # the descriptor stays open: the lock goes with the process, however it ends
     for scratch in folder.glob(".tmp-*"):
         shutil.rmtree(scratch)
 

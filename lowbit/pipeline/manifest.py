@@ -10,16 +10,23 @@ from lowbit.pipeline.files import external_data, sha256, shown, write_json
 from lowbit.pipeline.machine import machine, versions
 
 MANIFEST = "manifest.json"
+FORMAT = 2  # of manifest.json; 1 had no number
 
 
 def read_manifest(folder: Path) -> dict:
-    """Stage -> record; empty for a folder without a manifest."""
+    """{"format", "stages": stage -> record, "ships": what shipped() returns, from stage 3 on} of a folder.
+
+    Raises UserError for one that cannot be read, or that another version wrote in another format.
+    """
     path = folder / MANIFEST
     if not path.exists():
-        return {}
+        return {"format": FORMAT, "stages": {}}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        for made in manifest.values():
+        if manifest.get("format") != FORMAT:
+            raise UserError(f"{shown(path)} has format {manifest.get('format', 1)}, this version reads {FORMAT}: "
+                            f"choose another name, or delete {shown(path)}, and run the stages again from the first")
+        for made in manifest["stages"].values():
             if not all(isinstance(file["sha256"], str) for file in made["writes"].values()):
                 raise ValueError("a file without its SHA-256")
             if not all(isinstance(digest, str) for digest in made["reads"].values()):
@@ -29,17 +36,38 @@ def read_manifest(folder: Path) -> dict:
         raise UserError(f"{shown(path)} cannot be read ({error}): delete it and run the stages again") from None
 
 
+def stages_of(folder: Path) -> dict[str, dict]:
+    """Stage -> what it recorded: finished, command, settings, versions, machine, reads, writes."""
+    return read_manifest(folder)["stages"]
+
+
+def shipped(folder: Path) -> dict:
+    """What a run is, as its stage 3 recorded it: precision, file that ships, runtime, task, names of its four stages.
+
+    Raises UserError for a run that has no low-bit file yet.
+    """
+    manifest = read_manifest(folder)
+    if "ships" not in manifest:
+        raise UserError(f"{shown(folder)} holds no low-bit file: run the four stages of int8_eager/ or fp16_eager/ "
+                        f"with --run {folder.name} first")
+    return manifest["ships"]
+
+
 def _digests(folder: Path, reads: list[Path]) -> dict[str, str]:
     return {path.name if path.parent == folder else shown(path): sha256(path) for path in reads}
 
 
-def record(folder: Path, stage: str, settings: dict, reads: list[Path], writes: list[str]) -> None:
+def record(folder: Path, stage: str, settings: dict, reads: list[Path], writes: list[str],
+           ships: dict | None = None) -> None:
     """Note in the manifest what `stage` wrote into `folder` (bytes, SHA-256), from what, how and with what.
 
-    `reads` are the files it read: those of the run itself form the chain that `require` checks.
+    `reads` are the files it read: those of the run itself form the chain that `recorded` checks. `ships` is what
+    shipped() returns from now on.
     """
     manifest = read_manifest(folder)
-    manifest[stage] = {
+    if ships:
+        manifest["ships"] = ships
+    manifest["stages"][stage] = {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", stage, *sys.argv[1:]]),
         "settings": settings,
@@ -52,13 +80,13 @@ def record(folder: Path, stage: str, settings: dict, reads: list[Path], writes: 
     write_json(folder / MANIFEST, manifest)
 
 
-def require(folder: Path, stage: str, *names: str) -> list[Path]:
+def recorded(folder: Path, stage: str, *names: str) -> list[Path]:
     """The files `names` that `stage` wrote into `folder`, checked against the manifest and its chain.
 
     Raises UserError if one is missing, differs from what was recorded, or was made from something that
     an earlier stage has replaced since.
     """
-    manifest = read_manifest(folder)
+    manifest = stages_of(folder)
     again = f"run `python {stage} --run {folder.name}`"
     writes = manifest.get(stage, {}).get("writes", {})
     names += tuple(data for name in names if (data := external_data(Path(name)).name) in writes)
@@ -81,13 +109,13 @@ def require(folder: Path, stage: str, *names: str) -> list[Path]:
                     f"{shown(folder / names[0])} was made from another {source} (SHA-256 {digest[:12]}) than the one "
                     f"that {maker} has written since ({now['sha256'][:12]}): {again} again")
             if now is not None and maker != stage:
-                require(folder, maker, source)
+                recorded(folder, maker, source)
     return [folder / name for name in names]
 
 
 def is_made(folder: Path, stage: str, settings: dict, reads: list[Path], names: list[str]) -> bool:
     """Whether `stage` has written the files `names`, whole, with these settings and versions and from these sources."""
-    made = read_manifest(folder).get(stage)
+    made = stages_of(folder).get(stage)
     return (made is not None and made["settings"] == settings and made["versions"] == versions()
             and made["reads"] == _digests(folder, reads) and set(names) <= set(made["writes"])
             and all((folder / name).exists() and sha256(folder / name) == made["writes"][name]["sha256"]
@@ -95,5 +123,5 @@ def is_made(folder: Path, stage: str, settings: dict, reads: list[Path], names: 
 
 
 def settings_of(folder: Path, stage: str) -> dict:
-    """The settings that `stage` recorded for this run; call after `require`."""
-    return read_manifest(folder)[stage]["settings"]
+    """The settings that `stage` recorded for this run; call after `recorded`."""
+    return stages_of(folder)[stage]["settings"]

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import difflib
+import re
 from pathlib import Path
 
 from lowbit.pipeline.errors import UserError
@@ -51,7 +52,7 @@ def parse_flags(script: str, doc: str, argv: list[str], bare: str = "") -> dict[
     parser = _Parser(prog=Path(script).name, description=doc, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, (value, comment) in constants.items():
-        flag = "--" + name.lower().replace("_", "-")
+        flag = flag_of(name)
         shown = f"{comment} [{value}]".replace("%", "%%")
         if isinstance(value, bool):
             parser.add_argument(flag, dest=name, nargs="?", const="true", default=None, help=shown)
@@ -63,18 +64,32 @@ def parse_flags(script: str, doc: str, argv: list[str], bare: str = "") -> dict[
         parser.add_argument("bare", nargs="?", metavar=bare.lower(), help=f"the same as --{bare.lower()}")
     given, unknown = parser.parse_known_args(argv)
     if unknown:
+        refuse_renamed(unknown[0], constants)
         known = [option for action in parser._actions for option in action.option_strings]
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.0)
         raise UserError(f"unknown setting {unknown[0]!r}; the nearest is {near[0]}; see --help")
     settings = {}
     for name, (value, _) in constants.items():
         text = given.bare if name == bare and given.bare is not None else getattr(given, name)
-        flag = "--" + name.lower().replace("_", "-")
+        flag = flag_of(name)
         settings[name] = value if text is None else parse_value(flag, text, type(value))
     return settings
 
 
-def require(ok: bool, sentence: str) -> None:
+def flag_of(name: str) -> str:
+    """NUM_EPOCHS -> --num-epochs."""
+    return "--" + name.lower().replace("_", "-")
+
+
+def refuse_renamed(flag: str, constants: dict[str, tuple[object, str]]) -> None:
+    """Raise UserError if `flag` is the old name of a constant whose comment says `(was OLD_NAME)`."""
+    for name, (_, comment) in constants.items():
+        for old in re.findall(r"\(was ([A-Z0-9_]+)\)", comment):
+            if flag.split("=")[0] in (flag_of(old), "--no-" + flag_of(old)[2:]):
+                raise UserError(f"{old} is called {name} now: use {flag_of(name)}; see --help")
+
+
+def check(ok: bool, sentence: str) -> None:
     """Refuse a setting that cannot work: raises UserError(sentence) unless ok."""
     if not ok:
         raise UserError(sentence)
@@ -87,5 +102,5 @@ def chosen(text: str, known, setting: str) -> list[str]:
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        require(name in known, f"{setting} names {name!r}; choose from {', '.join(known)}")
+        check(name in known, f"{setting} names {name!r}; choose from {', '.join(known)}")
     return [name for name in known if name in names or not names]

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from lowbit.pipeline.errors import exit_with_sentence
-from lowbit.pipeline.settings import parse_flags
+from lowbit.pipeline.files import ROOT
+from lowbit.pipeline.settings import flag_of, parse_flags, read_constants
 
 
 def run_stage(main, script_globals: dict, bare: str = "") -> None:
@@ -32,10 +33,7 @@ def next_command(script: str, settings: dict, *names: str) -> str:
 
     Raises FileNotFoundError if `script` is not a path from the project's root.
     """
-    from lowbit.pipeline.files import ROOT
-    from lowbit.pipeline.settings import read_constants
-
     defaults = read_constants((ROOT / script).read_text(encoding="utf-8"))
-    flags = [f"--{name.lower().replace('_', '-')} {shlex.quote(str(settings[name]))}" for name in names
+    flags = [f"{flag_of(name)} {shlex.quote(str(settings[name]))}" for name in names
              if name in defaults and settings.get(name, defaults[name][0]) != defaults[name][0]]
     return " ".join([f"python {Path(script)}", *flags])

@@ -11,12 +11,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES, encode, load_text_settings
+from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES, Row, TextReader, load_reader
+from lowbit.data.tsv import Text
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, file_bytes, publish, remove_leftovers, sha256, write_json
+from lowbit.pipeline.files import atomic_folder, claim, file_bytes, publish, sha256, write_json
 from lowbit.pipeline.machine import versions
 from lowbit.pipeline.manifest import is_made, record
-from lowbit.ptq import quantizer_process
+from lowbit.ptq import methods, quantizer_process
 
 SOURCE = "model_fp32.onnx"
 MAKING = ("CALIBRATION_TEXTS", "PERCENTILE", "ENTROPY_BINS", "QUANTIZE_EMBEDDINGS", "PER_CHANNEL", "REDUCE_RANGE",
@@ -33,6 +34,11 @@ class Candidate:
     path: Path | None = None
     reason: str = ""
     making: dict = field(default_factory=dict)  # seconds and peak memory of making it, with calibration
+
+    @property
+    def reader(self) -> TextReader:
+        """How its run reads texts."""
+        return load_reader(self.folder)
 
 
 def ask_child(request: dict) -> dict:
@@ -61,15 +67,15 @@ def ask_child(request: dict) -> dict:
 
 
 def make_files(folder: Path, stage: str, recipes: dict[str, dict], s: dict, train: Path,
-               texts: list[str]) -> list[Candidate]:
+               texts: list[Text]) -> list[Candidate]:
     """A candidate for each recipe: its file made from the run's FP32 graph, or kept where it is made already.
 
     Static recipes calibrate on CALIBRATION_TEXTS of `texts`, the texts of the file `train`.
     """
     source = folder / SOURCE
-    options = {name: s[name] for name in MAKING} | {"MADE_BY": sha256(Path(quantizer_process.__file__))}
-    tokenizer, preprocessing = load_text_settings(folder)
-    remove_leftovers(folder)
+    options = {name: s[name] for name in MAKING} | {"MADE_BY": sha256(Path(methods.__file__))}
+    reader = load_reader(folder)
+    claim(folder)
     chosen = random.Random(s["SEED"]).sample(texts, min(s["CALIBRATION_TEXTS"], len(texts)))
     calibrated, candidates = {}, []
     for method, recipe in recipes.items():
@@ -92,8 +98,7 @@ def make_files(folder: Path, stage: str, recipes: dict[str, dict], s: dict, trai
             if recipe["kind"] == "static":
                 name = recipe["calibration"]
                 if name not in calibrated:
-                    rows = encode(chosen, tokenizer, preprocessing["cleaning"], preprocessing["max_length"])
-                    calibrated[name] = calibrate(folder, source, name, rows, options)
+                    calibrated[name] = calibrate(folder, source, name, reader.rows(chosen), options)
                 ranges, spent = calibrated[name]
             making = {"error": spent["error"]} if "error" in spent else ask_child({
                 "do": "quantize", "source": str(source), "target": str(scratch / target.name), "recipe": recipe,
@@ -115,7 +120,7 @@ def make_files(folder: Path, stage: str, recipes: dict[str, dict], s: dict, trai
     return candidates
 
 
-def calibrate(folder: Path, source: Path, name: str, rows: list[list[int]], options: dict) -> tuple[Path, dict]:
+def calibrate(folder: Path, source: Path, name: str, rows: list[Row], options: dict) -> tuple[Path, dict]:
     """(file of the ranges, what it took) of one calibration method; kept for runs on the same source, texts, versions.
 
     What it took holds `error` instead where it could not be done.

@@ -1,104 +1,110 @@
 """results.json of an experiment: written whole, read only as it was recorded, shown as tables."""
 
-import csv
-import io
-import json
 import shutil
 from pathlib import Path
 
+from lowbit.measure.record import (
+    MEASURED,
+    RESULTS,
+    UNSURE,
+    WITHIN,
+    Metric,
+    judge,
+    metrics,
+    quality_metrics,
+    read_results_file,
+    task_of_results,
+)
+from lowbit.measure.report import csv_text
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, publish, remove_leftovers, sha256, shown, write_json
-from lowbit.pipeline.manifest import MANIFEST, read_manifest, record
-from lowbit.ptq.matrix import MEASURED, NUMBERS
+from lowbit.pipeline.files import atomic_folder, claim, publish, sha256, shown, write_json
+from lowbit.pipeline.manifest import MANIFEST, record, stages_of
 
-RESULTS = "results.json"
+SAME = ("experiment", "task", "fp32_sha256", "circumstances")  # what rows of one table have in common
 
 
-def write_results(folder: Path, stage: str, s: dict, rows: dict[str, dict], reads: list[Path], unfinished: str,
-                  replaced: str = " ") -> dict[str, dict]:
-    """results.json and results.csv of an experiment, `rows` laid over what stands there; returns all rows.
+def write_results(folder: Path, stage: str, s: dict, found: dict, reads: list[Path], unfinished: str,
+                  replaced: str = " ") -> dict:
+    """results.json and results.csv of an experiment, `found` laid over what stands there; returns the whole.
 
     Rows beside another FP32 file, or of other data, protocol, versions or machine, are dropped, in words; so are those
     whose name starts with `replaced`. The folder `unfinished` in it is deleted.
     """
-    remove_leftovers(folder)
-    old = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder)
+    old = {"files": {}}
     if (folder / RESULTS).exists():
         try:
             old = read_results(folder)
-        except UserError:
-            print(f"  {shown(folder / RESULTS)} is not as it was recorded: its rows are dropped")
-    base = next(iter(rows.values()))
-    stale = [name for name, row in old.items() if name not in rows
-             and any(row[key] != base[key] for key in ("fp32_sha256", "circumstances"))]
+        except UserError as error:
+            print(f"  {error}: its rows are dropped")
+    stale = [name for name in old["files"] if name not in found["files"]
+             and any(old[key] != found[key] for key in SAME)]
     if stale:
         print(f"  dropping {', '.join(stale)} from {shown(folder / RESULTS)}: measured beside another FP32 file, or "
               "with other data, protocol, MAX_DROP, versions or machine")
-    kept = {name: row for name, row in old.items() if name not in stale and not name.startswith(replaced)}
-    rows = {**kept, **rows}
+    kept = {name: row for name, row in old["files"].items() if name not in stale and not name.startswith(replaced)}
+    whole = found | {"files": {**kept, **found["files"]}}
     with atomic_folder(folder) as scratch:
-        write_json(scratch / RESULTS, rows)
-        (scratch / "results.csv").write_text(csv_text(rows), encoding="utf-8")
+        write_json(scratch / RESULTS, whole)
+        (scratch / "results.csv").write_text(csv_text(whole["files"], "method"), encoding="utf-8")
         names = publish(scratch)
     record(folder, stage, s, reads, names)
     shutil.rmtree(folder / unfinished, ignore_errors=True)
     print(f"wrote {', '.join(names)} in {shown(folder)}")
-    return rows
+    return whole
 
 
-def read_results(folder: Path) -> dict[str, dict]:
-    """The rows of an experiment; raises UserError unless they are what a stage recorded last."""
+def read_results(folder: Path) -> dict:
+    """The results of an experiment; raises UserError unless they are what a stage recorded last."""
     path = folder / RESULTS
-    written = [made["writes"].get(RESULTS, {}).get("sha256") for made in read_manifest(folder).values()]
+    written = [made["writes"].get(RESULTS, {}).get("sha256") for made in stages_of(folder).values()]
     if not path.exists() or sha256(path) not in written:
         state = "was changed since it was recorded in" if path.exists() else "is missing beside"
         raise UserError(f"{shown(path)} {state} {shown(folder / MANIFEST)}: run `python ptq/run_ptq.py {folder.name}`")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_results_file(path)
 
 
-def read_experiments(results: Path) -> dict[str, dict]:
-    """Experiment -> rows, of every folder in `results` that holds some; raises UserError where none does."""
-    found = sorted((path.parent for path in results.glob(f"*/{RESULTS}")), key=lambda folder: (
-        not folder.name.startswith("finetuned"), folder.name))
+def read_experiments(results: Path) -> list[dict]:
+    """The results of every experiment in a folder, fine-tuned models first; raises UserError where there is none."""
+    found = [read_results(path.parent) for path in results.glob(f"*/{RESULTS}")]
     if not found:
         raise UserError(f"{shown(results)} holds no <experiment>/{RESULTS}: run `python ptq/run_ptq.py` first")
-    return {folder.name: read_results(folder) for folder in found}
+    return sorted(found, key=lambda result: (not result["experiment"]["trained"], result["experiment"]["name"]))
 
 
-def csv_text(rows: dict[str, dict]) -> str:
-    """One line a method, one column a number."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "status", *NUMBERS, "lost_on_test", "lost_on_valid", "within_max_drop", "flips",
-                     "mcnemar_p", "samples", "reason"])
-    for method, row in rows.items():
-        paired = row.get("against_fp32", {})
-        writer.writerow([method, row["status"], *(row[name] for name in NUMBERS),
-                         *(row.get("accuracy_drop", {}).get(split) for split in ("test", "valid")),
-                         row.get("within_max_drop"), paired.get("flips"), paired.get("mcnemar_p"), row.get("samples"),
-                         row.get("reason", "")])
-    return out.getvalue()
+def columns(results: dict) -> list[Metric]:
+    """The figures of the overview, those that decide first."""
+    splits = [key for key in ("points_lost.test", "points_lost.valid") if key.split(".")[1] in next(
+        row for row in results["files"].values() if row["status"] == MEASURED)["points_lost"]]
+    flips = ("against_fp32.flips", "against_fp32.mcnemar_p") if task_of_results(results).labels else ()
+    return [*quality_metrics(task_of_results(results)),
+            *metrics(*splits, "model_size", "median_ms", "speedup", "peak_memory_mb", "compression", *flips)]
 
 
-def lost(row: dict, split: str) -> str:
-    """Points of accuracy below FP32 on a split, "-" where it was not scored."""
-    return f"{row['accuracy_drop'][split]:.2f}" if split in row["accuracy_drop"] else "-"
+def verdict(method: str, results: dict) -> str:
+    """What the guard says of a file that ran, "" where it loses no more than MAX_DROP."""
+    if method == next(iter(results["files"])):
+        return ""  # FP32 itself
+    found = judge(results["files"][method], results["max_drop"])
+    return "" if found == WITHIN else found
 
 
-def table_lines(rows: dict[str, dict]) -> list[str]:
+def table_lines(results: dict) -> list[str]:
     """The matrix as a table for the terminal."""
-    width = max(map(len, rows))
-    lines = [f"  {'':{width}} {'accuracy':>9} {'macro-F1':>9} {'points lost on':>16} {'':>7} {'median':>8} {'':>9} "
-             f"{'peak':>6}",
-             f"  {'method':{width}} {'%':>9} {'%':>9} {'test':>8} {'valid':>7} {'MB':>7} {'ms':>8} {'speed-up':>9} "
-             f"{'MB':>6}  flips"]
-    for method, row in rows.items():
+    shown_columns, verdicts = [metric for metric in columns(results) if metric.key != "compression"], []
+    width = max(map(len, results["files"]))
+    room = {metric: max(len(metric.heading), 6) for metric in shown_columns}
+    lines = [f"  {'method':{width}} " + " ".join(f"{metric.heading:>{room[metric]}}" for metric in shown_columns)]
+    for method, row in results["files"].items():
         if row["status"] != MEASURED:
             lines.append(f"  {method:{width}} could not run: {row['reason']}")
             continue
-        paired = row["against_fp32"]
-        lines.append(f"  {method:{width}} {100 * row['accuracy']:9.2f} {100 * row['f1']:9.2f} {lost(row, 'test'):>8} "
-                     f"{lost(row, 'valid'):>7} {row['model_size']:7.1f} {row['median_ms']:8.2f} {row['speedup']:8.2f}x "
-                     f"{row['peak_memory_mb']:6.0f}  {paired['flips']} (p = {paired['mcnemar_p']:.2f})"
-                     + "  loses too much" * (not row["within_max_drop"]))
+        verdicts.append(verdict(method, results))
+        cells = " ".join(f"{metric.show(row):>{room[metric]}}" for metric in shown_columns)
+        lines.append(f"  {method:{width}} {cells}  {'?' if verdicts[-1] == UNSURE else verdicts[-1]}".rstrip())
+    if UNSURE in verdicts:
+        texts = next(iter(results["files"].values()))["loss"]["texts"]
+        lines.append(f"  ? {UNSURE}: {texts} of them leave open whether the file loses more than "
+                     f"{results['max_drop']:g} points (MAX_DROP)")
     return lines

@@ -3,23 +3,30 @@
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
 
 from lowbit.data.cleaning import PRESETS
-from lowbit.data.tokens import PREPROCESSING, load_text_settings
-from lowbit.data.tsv import LABELS
+from lowbit.data.task import TASK_FILE, Task
+from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES, TextReader
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import ROOT, resolve, shown, write_json
 
-transformers.utils.logging.disable_progress_bar()  # weight files load in a second
-
 BUNDLED = "models/bert-mini-id"
+RUN_FILES = ("config.json", PREPROCESSING, TASK_FILE, *TOKENIZER_FILES)  # what a run's model is, its weights aside
 
 
-def load_pretrained(name: str, revision: str, num_labels: int):
-    """(model, tokenizer): FP32, a sequence classifier with our label names, never with remote code.
+def head_settings(task: Task) -> dict:
+    """What a model's configuration says of its head: number and names of labels, kind of problem."""
+    if task.labels is None:
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {"num_labels": len(task.labels), "problem_type": "single_label_classification",
+            "id2label": dict(enumerate(task.labels)), "label2id": {label: i for i, label in enumerate(task.labels)}}
+
+
+def load_pretrained(name: str, revision: str, task: Task):
+    """(model, tokenizer): FP32, a sequence classifier (or regressor) for `task`, never with remote code.
 
     `name` is a folder (from the project's root or absolute) or a hub name, read at `revision`.
     Raises UserError when neither gives a model.
@@ -32,13 +39,14 @@ def load_pretrained(name: str, revision: str, num_labels: int):
     source = {"pretrained_model_name_or_path": str(folder) if local else name}
     if not local:
         source["revision"] = revision or "main"
-    names = {"num_labels": num_labels}
-    if num_labels == len(LABELS):
-        names |= {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # weight files load in a second
     try:
+        before = AutoConfig.from_pretrained(**source).id2label
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            **source, **names, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True)
+            **source, **head_settings(task), dtype=torch.float32, ignore_mismatched_sizes=True,
+            output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if local:
             raise UserError(f"MODEL_NAME {name!r}: {shown(folder)} does not load as a sequence classifier "
@@ -46,6 +54,9 @@ def load_pretrained(name: str, revision: str, num_labels: int):
         raise UserError(f"MODEL_NAME {name!r} is not a folder here and could not be fetched from the hub at revision "
                         f"{source['revision'][:12]} (no network, no such model, or none cached); "
                         f"the bundled encoder needs neither: --model-name {BUNDLED}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     # only the head is new; an encoder whose own weights do not fit would be trained from noise
     names = [entry if isinstance(entry, str) else entry[0]
              for kind in ("missing_keys", "mismatched_keys") for entry in loaded[kind]]
@@ -53,23 +64,35 @@ def load_pretrained(name: str, revision: str, num_labels: int):
     if wrong:
         raise UserError(f"MODEL_NAME {name!r}: the weights in {shown(folder) if local else name} do not fit its "
                         f"config.json in {len(wrong)} tensors, the first is {wrong[0]}; take a whole copy of the model")
+    known = [before[i] for i in sorted(before)]
+    if task.labels and known != list(task.labels) and not known[0].startswith("LABEL_"):
+        renew_head(model)  # it was trained to tell other labels apart
     tokenizer.model_max_length = model.config.max_position_embeddings
     return model, tokenizer
 
 
-def save_run(folder: Path, model, tokenizer, cleaning: str, max_length: int) -> None:
-    """Write what load_run reads: config.json, the tokenizer's files, preprocessing.json."""
+def renew_head(model) -> None:
+    """Draw the weights outside the encoder anew, in place, as if no head had ever been trained."""
+    for name, tensor in model.named_parameters():
+        if not name.startswith(f"{model.base_model_prefix}."):
+            if tensor.ndim > 1:
+                torch.nn.init.normal_(tensor, std=model.config.initializer_range)
+            else:
+                torch.nn.init.zeros_(tensor)
+
+
+def save_run(folder: Path, model, reader: TextReader, task: Task) -> None:
+    """Write what load_run and load_reader read: config.json, the tokenizer's files, preprocessing.json, task.json."""
     model.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_json(folder / PREPROCESSING, {"cleaning": cleaning, "steps": PRESETS[cleaning], "max_length": max_length,
-                                        "labels": list(LABELS)})
+    reader.tokenizer.save_pretrained(folder)
+    write_json(folder / PREPROCESSING, {
+        "cleaning": reader.cleaning, "steps": PRESETS[reader.cleaning], "max_length": reader.max_length,
+        "inputs": reader.inputs, "labels": task.labels})
+    write_json(folder / TASK_FILE, task.as_json())
 
 
 def load_run(folder: Path):
-    """(empty FP32 model, tokenizer, preprocessing settings) of a run's folder, as the training stage saved them."""
+    """The empty FP32 model of a run's folder, in eval mode, as the training stage saved it."""
     config = AutoConfig.from_pretrained(folder)
     config._attn_implementation = "eager"  # plain MatMul, Softmax: the graph that quantizes
-    model = AutoModelForSequenceClassification.from_config(config)
-    return model.eval(), *load_text_settings(folder)
-
-
+    return AutoModelForSequenceClassification.from_config(config).eval()

@@ -3,49 +3,74 @@
 import contextlib
 import math
 import shutil
-import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ProgressCallback
 
 from lowbit.data.cleaning import require_preset
-from lowbit.data.tokens import encode
-from lowbit.data.tsv import LABELS, SPLITS, count_shared, describe, read_split
-from lowbit.int8.learned import refuse_lost_scales
-from lowbit.measure.score import accuracy_and_f1
+from lowbit.data.task import Task, read_task
+from lowbit.data.tokens import Row, TextReader, input_names, width
+from lowbit.data.tsv import SPLITS, count_shared, describe, read_split
+from lowbit.measure.score import HEADINGS, quick_score
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import (
-    atomic_folder,
-    file_bytes,
-    publish,
-    remove_leftovers,
-    resolve,
-    run_dir,
-    shown,
-    write_json,
-)
-from lowbit.pipeline.manifest import record
-from lowbit.pipeline.settings import require
+from lowbit.pipeline.files import atomic_folder, claim, file_bytes, publish, resolve, run_dir, shown, write_json
+from lowbit.pipeline.manifest import read_manifest, record
+from lowbit.pipeline.settings import check
 from lowbit.training.checkpoints import COMPLETE, file_sizes, fingerprint_of, last_checkpoint
 from lowbit.training.encoder import load_pretrained, save_run
 from lowbit.training.weights import save_state
+
+Simulate = Callable[[nn.Module, list[Row]], None]  # gives the model its arithmetic, in place; gets train's token rows
+CheckEpoch = Callable[[nn.Module], None]  # raises UserError for a model that training has spoiled
+Observe = Callable[[nn.Module, list[Row]], dict[str, object]]  # on valid's token rows: file name -> saved as JSON
+Save = Callable[[nn.Module, Path], None]  # writes the weights into a folder
+
+
+@dataclass
+class LabelledData:
+    """What DATA_DIR holds: its task, and each split's (texts, label ids or numbers)."""
+
+    folder: Path
+    task: Task
+    splits: dict[str, tuple[list, list]]
+
+    def files(self) -> list[Path]:
+        """The files that training depends on."""
+        return [self.folder / f"{name}.tsv" for name in ("train", "valid")]
 
 
 def check_settings(s: dict) -> None:
     """Refuse values that cannot train, each with one sentence."""
     for name in ("NUM_EPOCHS", "BATCH_SIZE", "LEARNING_RATE"):
-        require(0 < s[name] < math.inf, f"{name} is {s[name]}; it must be above 0 and finite")
-    require(0 <= s["SEED"] < 2**32, f"SEED is {s['SEED']}; it must be from 0 to 4294967295")
-    require(s["MAX_LENGTH"] >= 3, f"MAX_LENGTH is {s['MAX_LENGTH']}; at least 3 tokens: [CLS], a word, [SEP]")
-    require(0 <= s["WEIGHT_DECAY"] < math.inf, f"WEIGHT_DECAY is {s['WEIGHT_DECAY']}; it must be 0 or more and finite")
-    require(0 <= s["WARMUP_RATIO"] < 1, f"WARMUP_RATIO is {s['WARMUP_RATIO']}; it must be from 0 to below 1")
-    require(s["NUM_LABELS"] == len(LABELS),
-            f"NUM_LABELS is {s['NUM_LABELS']}; the data has {len(LABELS)} labels: {', '.join(LABELS)}")
+        check(0 < s[name] < math.inf, f"{name} is {s[name]}; it must be above 0 and finite")
+    for name, most in (("NUM_EPOCHS", 10_000), ("BATCH_SIZE", 100_000)):
+        check(s[name] <= most, f"{name} is {s[name]}; at most {most} is possible")
+    check(0 <= s["SEED"] < 2**32, f"SEED is {s['SEED']}; it must be from 0 to 4294967295")
+    check(s["MAX_LENGTH"] >= 3, f"MAX_LENGTH is {s['MAX_LENGTH']}; at least 3 tokens: [CLS], a word, [SEP]")
+    check(0 <= s["WEIGHT_DECAY"] < math.inf, f"WEIGHT_DECAY is {s['WEIGHT_DECAY']}; it must be 0 or more and finite")
+    check(0 <= s["WARMUP_RATIO"] < 1, f"WARMUP_RATIO is {s['WARMUP_RATIO']}; it must be from 0 to below 1")
     require_preset(s["CLEANING"])
+
+
+def read_data(s: dict) -> LabelledData:
+    """The task and the splits of DATA_DIR, each described in a line."""
+    folder = resolve(s["DATA_DIR"])
+    task = read_task(folder)
+    labels = len(task.labels) if task.labels else 1
+    known = ", ".join(task.labels) if task.labels else "none but a number, which is 1"
+    check(s["NUM_LABELS"] in (0, labels), f"NUM_LABELS is {s['NUM_LABELS']}; the data has {labels} labels: {known}")
+    splits = {name: read_split(folder, name, task) for name in SPLITS}
+    for name, (texts, answers) in splits.items():
+        shared = f", {count_shared(splits['train'][0], texts)} of them also in train" if name != "train" else ""
+        print(f"  {describe(name, texts, answers, task)}{shared}")
+    return LabelledData(folder, task, splits)
 
 
 def autocast_dtype() -> torch.dtype | None:
@@ -57,14 +82,17 @@ def autocast_dtype() -> torch.dtype | None:
     return None
 
 
-class _Trainer(Trainer):
-    """Trainer with BF16 autocast in training steps only: every score is measured in FP32 around the simulation."""
+class FineTuner(Trainer):
+    """Trainer with BF16 autocast in training steps only: every score is measured in FP32 around the simulation.
 
-    train_dtype = None
+    A stage that trains by another loss hands a subclass to fine_tune().
+    """
+
+    train_dtype: torch.dtype | None = None
 
     def get_decay_parameter_names(self, model):
-        """Without the scales of activations: what decays is weights."""
-        return [name for name in super().get_decay_parameter_names(model) if not name.endswith(".scale")]
+        """Matrices decay; biases, LayerNorms and scales, of fewer dimensions, do not."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
 
     def compute_loss_context_manager(self):
         if self.train_dtype is torch.bfloat16 and self.model.training:
@@ -82,8 +110,8 @@ class _Progress(ProgressCallback):
 class _EpochLine(TrainerCallback):
     """One line an epoch, and a mark in every checkpoint that was written to its end."""
 
-    def __init__(self, fingerprint: str):
-        self.fingerprint, self.started = fingerprint, time.monotonic()
+    def __init__(self, fingerprint: str, check_epoch: CheckEpoch | None):
+        self.fingerprint, self.check_epoch, self.started = fingerprint, check_epoch, time.monotonic()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.started = time.monotonic()
@@ -94,11 +122,13 @@ class _EpochLine(TrainerCallback):
                             f"LEARNING_RATE {args.learning_rate}; lower it and run again")
 
     def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
-        refuse_lost_scales(model)
+        if self.check_epoch:
+            self.check_epoch(model)
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         if state.is_world_process_zero:
-            print(f"epoch {state.epoch:.0f}/{args.num_train_epochs:.0f}  loss {losses[-1]:.4f}  "
-                  f"valid accuracy {metrics['eval_accuracy']:.4f}  valid macro-F1 {metrics['eval_macro_f1']:.4f}  "
+            scores = "".join(f"valid {name} {metrics[f'eval_{key}']:.4f}  " for key, name in HEADINGS.items()
+                             if f"eval_{key}" in metrics)
+            print(f"epoch {state.epoch:.0f}/{args.num_train_epochs:.0f}  loss {losses[-1]:.4f}  {scores}"
                   f"{time.monotonic() - self.started:.0f} s", flush=True)
 
     def on_save(self, args, state, control, **kwargs):
@@ -107,50 +137,14 @@ class _EpochLine(TrainerCallback):
             write_json(folder / COMPLETE, {"fingerprint": self.fingerprint, "bytes": file_sizes(folder)})
 
 
-
-
-
-
-
-
-def to_dataset(rows: list[list[int]], labels: list[int]) -> Dataset:
+def to_dataset(rows: list[Row], answers: list) -> Dataset:
     """Unpadded rows; the collator pads each batch to its own longest."""
-    return Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows],
-                              "labels": labels})
+    return Dataset.from_dict({**{name: [row[name] for row in rows] for name in rows[0]},
+                              "attention_mask": [[1] * width(row) for row in rows], "labels": answers})
 
 
-
-
-def fine_tune(settings: dict, stage: str, prepare, autocast: torch.dtype | None = None, observe=None,
-              save=save_state) -> Path:
-    """Train `prepare(model, token rows of train)` on DATA_DIR and write the run's folder; returns it.
-
-    Training steps compute in `autocast`, or in FP32. Each epoch scores the simulated model on valid; the epoch of
-    best macro-F1 is kept. Writes model_qat.pth (plain state dict: FP32, and learned scales), config.json, tokenizer
-    files, preprocessing.json, training.json, and what `observe(model, token rows of valid, padding id)` says of the
-    kept epoch: file name -> value, as JSON. `save(model, folder)` writes the weights.
-    """
-    s = settings
-    check_settings(s)
-    out = run_dir(s["RUN"])
-    data_dir = resolve(s["DATA_DIR"])
-    splits = {name: read_split(data_dir, name) for name in SPLITS}
-    for name, (texts, labels) in splits.items():
-        shared = count_shared(splits["train"][0], texts) if name != "train" else 0
-        print(f"  {describe(name, labels)}" + (f", {shared} of them also in train" if name != "train" else ""))
-
-    set_seed(s["SEED"])
-    model, tokenizer = load_pretrained(s["MODEL_NAME"], s["MODEL_REVISION"], s["NUM_LABELS"])
-    limit = model.config.max_position_embeddings
-    require(s["MAX_LENGTH"] <= limit,
-            f"MAX_LENGTH is {s['MAX_LENGTH']}; {s['MODEL_NAME']} reads at most {limit} tokens")
-    rows = {name: encode(splits[name][0], tokenizer, s["CLEANING"], s["MAX_LENGTH"]) for name in ("train", "valid")}
-    data = {name: to_dataset(rows[name], splits[name][1]) for name in rows}
-    out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out)
-    fingerprint = fingerprint_of(s, [data_dir / f"{name}.tsv" for name in rows], model)
-    model = prepare(model, rows["train"])
-
+def training_arguments(s: dict, out: Path, score: str, autocast: torch.dtype | None) -> TrainingArguments:
+    """The recipe: a linear schedule, texts grouped by length, the epoch of best `score` on valid kept."""
     args = TrainingArguments(
         output_dir=str(out / "checkpoints"), num_train_epochs=s["NUM_EPOCHS"], learning_rate=s["LEARNING_RATE"],
         per_device_train_batch_size=s["BATCH_SIZE"], per_device_eval_batch_size=64,
@@ -158,16 +152,47 @@ def fine_tune(settings: dict, stage: str, prepare, autocast: torch.dtype | None 
         train_sampling_strategy="group_by_length", fp16=autocast is torch.float16,
         eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", logging_nan_inf_filter=False,
         save_total_limit=1,
-        load_best_model_at_end=True, metric_for_best_model="macro_f1", greater_is_better=True,
+        load_best_model_at_end=True, metric_for_best_model=score, greater_is_better=True,
         use_cpu=not torch.cuda.is_available(), average_tokens_across_devices=False, report_to="none",
         dataloader_pin_memory=torch.cuda.is_available())
     if args.n_gpu > 1:  # DataParallel would measure a range by replica, and its replicas cannot share a scale
         print(f"  {args.n_gpu} GPUs are here and one is used; start the stage with torchrun to use them all")
         args._n_gpu = 1
-    trainer = _Trainer(
-        model=model, args=args, train_dataset=data["train"], eval_dataset=data["valid"], processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer), callbacks=[_EpochLine(fingerprint)],
-        compute_metrics=lambda p: accuracy_and_f1(p.label_ids, p.predictions.argmax(-1)))
+    return args
+
+
+def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, autocast: torch.dtype | None = None,
+              check_epoch: CheckEpoch | None = None, observe: Observe | None = None, save: Save = save_state,
+              trainer_class: type[FineTuner] = FineTuner) -> Path:
+    """Train the model, simulated, on DATA_DIR and write the run's folder; returns it.
+
+    Training steps compute in `autocast`, or in FP32. Each epoch scores the simulated model on valid; the epoch of the
+    task's best score is kept. Writes the weights, config.json, tokenizer files, preprocessing.json, task.json,
+    training.json, and what `observe` says of the kept epoch.
+    """
+    s = settings
+    check_settings(s)
+    out = run_dir(s["RUN"])
+    data = read_data(s)
+    set_seed(s["SEED"])
+    model, tokenizer = load_pretrained(s["MODEL_NAME"], s["MODEL_REVISION"], data.task)
+    limit = model.config.max_position_embeddings
+    check(s["MAX_LENGTH"] <= limit, f"MAX_LENGTH is {s['MAX_LENGTH']}; {s['MODEL_NAME']} reads at most {limit} tokens")
+    reader = TextReader(tokenizer, s["CLEANING"], s["MAX_LENGTH"], input_names(tokenizer, data.task.pairs))
+    rows = {name: reader.rows(data.splits[name][0]) for name in ("train", "valid")}
+    out.mkdir(parents=True, exist_ok=True)
+    read_manifest(out)  # one that cannot be added to is refused before the training, not after it
+    claim(out)
+    fingerprint = fingerprint_of(s, data.files(), model)
+    if simulate:
+        simulate(model, rows["train"])
+    answers = {name: data.splits[name][1] for name in rows}
+    trainer = trainer_class(
+        model=model, args=training_arguments(s, out, data.task.score, autocast),
+        train_dataset=to_dataset(rows["train"], answers["train"]),
+        eval_dataset=to_dataset(rows["valid"], answers["valid"]), processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer), callbacks=[_EpochLine(fingerprint, check_epoch)],
+        compute_metrics=lambda p: quick_score(p.label_ids, p.predictions, data.task))
     trainer.train_dtype = autocast
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Progress)
@@ -176,23 +201,28 @@ def fine_tune(settings: dict, stage: str, prepare, autocast: torch.dtype | None 
     with trainer.args.main_process_first(desc="looking for checkpoints"):
         checkpoint = last_checkpoint(out / "checkpoints", fingerprint)
     trainer.train(resume_from_checkpoint=checkpoint)
-    if not trainer.is_world_process_zero():
-        sys.exit()  # the first process alone writes the artifacts
-    epochs = [entry for entry in trainer.state.log_history if "eval_macro_f1" in entry]
-    best = max(epochs, key=lambda entry: entry["eval_macro_f1"])
-    print(f"keeping epoch {best['epoch']:.0f}: valid macro-F1 {best['eval_macro_f1']:.4f}")
+    if trainer.is_world_process_zero():  # the first process alone writes the artifacts
+        publish_run(out, stage, s, trainer, reader, data, save, observe(model, rows["valid"]) if observe else {})
+    return out
 
+
+def publish_run(out: Path, stage: str, s: dict, trainer: FineTuner, reader: TextReader, data: LabelledData,
+                save: Save, observed: dict[str, object]) -> None:
+    """Write and record the files of a trained run, then delete its checkpoints."""
+    key, name = f"eval_{data.task.score}", data.task.score_name
+    epochs = [entry for entry in trainer.state.log_history if key in entry]
+    best = max(epochs, key=lambda entry: entry[key])
+    print(f"keeping epoch {best['epoch']:.0f}: valid {name} {best[key]:.4f}")
     with atomic_folder(out) as scratch:
-        save_run(scratch, model, tokenizer, s["CLEANING"], s["MAX_LENGTH"])
-        save(model, scratch)
+        save_run(scratch, trainer.model, reader, data.task)
+        save(trainer.model, scratch)
         write_json(scratch / "training.json", {"epochs": epochs, "kept_epoch": best["epoch"]})
-        for name, value in (observe(model, rows["valid"], tokenizer.pad_token_id) if observe else {}).items():
-            write_json(scratch / name, value)
+        for file, value in observed.items():
+            write_json(scratch / file, value)
         names = publish(scratch)
-    record(out, stage, s, [data_dir / f"{name}.tsv" for name in rows], names)
+    record(out, stage, s, data.files(), names)
     discarded = (out / "checkpoints").rename(out / ".tmp-checkpoints")  # at once: a kill leaves all of them or none
     shutil.rmtree(discarded)
-    for name in names:
-        if not name.endswith((".json", ".jinja")):
-            print(f"wrote {shown(out / name)} ({file_bytes(out / name) / 1e6:.1f} MB)")
-    return out
+    for file in names:
+        if not file.endswith((".json", ".jinja")):
+            print(f"wrote {shown(out / file)} ({file_bytes(out / file) / 1e6:.1f} MB)")

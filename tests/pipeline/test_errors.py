@@ -15,11 +15,13 @@ from stage_runs import (
     ROOT,
     TRAIN,
     Finished,
+    changed_manifest,
     copy_of,
     copy_until,
     new_run,
     run_folder,
     run_stage_script,
+    stages_in,
 )
 
 AFTER = {TRAIN: EXPORT, EXPORT: QUANTIZE, QUANTIZE: EVALUATE}
@@ -39,8 +41,7 @@ def assert_refused(done: Finished, *said: str) -> str:
 @pytest.fixture(scope="module")
 def other_run(finished_run):
     """A run of the same settings whose weights were trained from another seed."""
-    manifest = json.loads((run_folder(finished_run) / "manifest.json").read_text())
-    trained = manifest[f"int8_eager/{TRAIN}"]["settings"]
+    trained = stages_in(run_folder(finished_run))[f"int8_eager/{TRAIN}"]["settings"]
     run = new_run()
     for name, flags in ((TRAIN, ("--model-name", trained["MODEL_NAME"], "--data-dir", trained["DATA_DIR"],
                                  "--num-epochs", 1, "--seed", 7)), (EXPORT, ()), (QUANTIZE, ())):
@@ -91,9 +92,9 @@ def test_training_again_outdates_what_came_of_it(finished_run, other_run):
     run = copy_of(finished_run)
     for name in ("model_qat.pth", "training.json"):
         shutil.copy(run_folder(other_run) / name, run_folder(run))
-    manifests = [json.loads((run_folder(r) / "manifest.json").read_text()) for r in (run, other_run)]
-    (run_folder(run) / "manifest.json").write_text(json.dumps({**manifests[0], f"int8_eager/{TRAIN}":
-                                                               manifests[1][f"int8_eager/{TRAIN}"]}))
+    others = stages_in(run_folder(other_run))
+    with changed_manifest(run) as manifest:
+        manifest["stages"][f"int8_eager/{TRAIN}"] = others[f"int8_eager/{TRAIN}"]
     for stage in (QUANTIZE, EVALUATE):
         assert_refused(run_stage_script(stage, "--run", run), "model_qat.pth", EXPORT)
 
@@ -297,7 +298,7 @@ def test_full_disk_while_converting(finished_run, finished_folder, stage, room):
     """Half an ONNX file, or a whole one that could not be recorded: neither is taken by the next stage."""
     run = new_run()
     with small_disk(run, 8 << 20, copy_until(finished_run, ORDER[ORDER.index(stage) - 1])) as folder:
-        written = json.loads((finished_folder / "manifest.json").read_text())[f"int8_eager/{stage}"]["writes"]
+        written = stages_in(finished_folder)[f"int8_eager/{stage}"]["writes"]
         leave_free(folder, bytes_of(finished_folder, *written) if room == "no manifest" else
                    (finished_folder / MAIN_FILE[stage]).stat().st_size // 2)
         assert_refused(run_stage_script(stage, "--run", run), "space")

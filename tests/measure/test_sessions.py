@@ -9,15 +9,14 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from lowbit.data.tokens import pad
+from lowbit.data.tokens import pad, width
 from lowbit.measure.session import (
     Session,
     full_batches,
-    latency,
     random_inputs,
     require_provider,
     sorted_batches,
-    throughput,
+    take_turns,
 )
 from lowbit.pipeline.errors import UserError
 
@@ -49,7 +48,8 @@ def session(finished_folder, patience):
 def rows():
     """37 rows of token ids of different lengths, none like another."""
     generator = np.random.default_rng(0)
-    return [generator.integers(5, 400, length).tolist() for length in generator.permutation(np.arange(3, 40))]
+    return [{"input_ids": generator.integers(5, 400, length).tolist()}
+            for length in generator.permutation(np.arange(3, 40))]
 
 
 @pytest.fixture(scope="module")
@@ -157,24 +157,26 @@ def test_each_file_reports_its_own_memory(session, rows):
     assert 20 < session.peak_memory_mb() < 400
 
 
-def test_every_measured_run_counts_once(session):
-    """One time a batch, medians per round, and as many texts a second as the times say."""
+def test_every_measured_run_counts_once(session, finished_folder):
+    """One time a batch, of every batch that is asked for, each file in a process of its own."""
     inputs = random_inputs(400, 1, 8, 7)
     times = session.milliseconds(inputs)
     assert len(times) == 7
     assert min(times) > 0
-    result = latency({"FP32": session}, inputs, 3)["FP32"]
-    assert len(result["round_medians_ms"]) == 3
-    assert min(result["round_medians_ms"]) <= result["p50_ms"] <= result["p95_ms"]
-    assert throughput({"FP32": session}, {"FP32": inputs}, 7, 3)["FP32"] > 0
+    path = finished_folder / "model_qat.onnx"
+    turns = take_turns({"FP32": (path, "onnxruntime"), "broken": (path.with_name("none.onnx"), "onnxruntime")},
+                       {"1x8": inputs, "sorted": inputs[:2]}, CPU, 1)
+    assert [len(turns["FP32"]["ms"][key]) for key in ("1x8", "sorted")] == [7, 2]
+    assert turns["FP32"]["peak_memory_mb"] > 20
+    assert "none.onnx" in turns["broken"]["error"]
 
 
 def test_batches_for_speed_hold_every_text_once(rows):
     """Sorted ones waste little on padding, full ones are all of one width."""
     slim, full = sorted_batches(rows, 0, 8), full_batches(rows, 0, 8, 50)
     for made in (slim, full):
-        assert sum(batch["attention_mask"].sum() for batch in made) == sum(map(len, rows))
+        assert sum(batch["attention_mask"].sum() for batch in made) == sum(map(width, rows))
         assert sum(len(batch["input_ids"]) for batch in made) == len(rows)
     assert {batch["input_ids"].shape[1] for batch in full} == {50}
-    waste = sum(batch["attention_mask"].size for batch in slim) / sum(map(len, rows))
+    waste = sum(batch["attention_mask"].size for batch in slim) / sum(map(width, rows))
     assert waste < 1.2

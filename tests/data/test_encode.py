@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lowbit.data.tokens import batches, encode, pad
+from lowbit.data.tokens import TextReader, batches, pad
 
 LONG = "makanan enak " * 100
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=20)
@@ -22,7 +22,7 @@ def tokenizer(tiny_model):
 def test_long_texts_are_cut_as_the_tokenizer_cuts(tokenizer, max_length, capsys):
     """[CLS] first, [SEP] last, never longer than asked; how many were cut is told."""
     texts = [LONG, "enak", LONG.upper(), "tidak  ENAK !"]
-    found = encode(texts, tokenizer, "minimal", max_length)
+    found = [row["input_ids"] for row in TextReader(tokenizer, "minimal", max_length).rows(texts)]
     expected = tokenizer([" ".join(text.lower().split()) for text in texts], truncation=True,
                          max_length=max_length)["input_ids"]
     assert found == expected
@@ -33,15 +33,15 @@ def test_long_texts_are_cut_as_the_tokenizer_cuts(tokenizer, max_length, capsys)
 
 def test_text_of_stop_words_alone_is_counted(tokenizer, capsys):
     """It stays a row of [CLS] and [SEP], so that no label loses its text."""
-    rows = encode(["Yang ...", "enak"], tokenizer, "documents", 128)
-    assert rows[0] == [tokenizer.cls_token_id, tokenizer.sep_token_id]
-    assert len(rows[1]) > 2
+    rows = TextReader(tokenizer, "documents", 128).rows(["Yang ...", "enak"])
+    assert rows[0] == {"input_ids": [tokenizer.cls_token_id, tokenizer.sep_token_id]}
+    assert len(rows[1]["input_ids"]) > 2
     assert "1 empty after cleaning" in capsys.readouterr().out
 
 
 def test_nothing_is_told_when_nothing_was_cut(tokenizer, capsys):
     """No line without a fact."""
-    encode(["enak", "biasa saja"], tokenizer, "minimal", 128)
+    TextReader(tokenizer, "minimal", 128).rows(["enak", "biasa saja"])
     assert capsys.readouterr().out == ""
 
 
@@ -49,7 +49,7 @@ def test_nothing_is_told_when_nothing_was_cut(tokenizer, capsys):
 def test_padding_is_masked_and_nothing_else(lengths, pad_id, extra):
     """Every token stays in its place; behind it stand pad_id and mask 0, up to the longest row or the length asked."""
     rows = [list(range(100, 100 + length)) for length in lengths]
-    batch = pad(rows, pad_id, extra)
+    batch = pad([{"input_ids": row} for row in rows], pad_id, extra)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     assert ids.shape == mask.shape == (len(rows), max(*lengths, extra))
     assert ids.dtype == mask.dtype == np.int64
@@ -62,7 +62,7 @@ def test_padding_is_masked_and_nothing_else(lengths, pad_id, extra):
 @given(lengths=lengths, size=st.integers(1, 8), sort=st.booleans())
 def test_every_row_is_in_one_batch(lengths, size, sort):
     """In the file's order, or from short to long."""
-    rows = [[0] * length for length in lengths]
+    rows = [{"input_ids": [0] * length} for length in lengths]
     made = batches(rows, size, sort)
     order = [i for group in made for i in group]
     assert sorted(order) == list(range(len(rows)))

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -13,9 +15,9 @@ from stage_runs import ROOT
 
 from lowbit.pipeline import files as artifacts
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, publish, remove_leftovers, resolve, run_dir, write_json, write_text
+from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, write_json, write_text
 from lowbit.pipeline.machine import machine
-from lowbit.pipeline.manifest import MANIFEST, read_manifest, record, require, settings_of
+from lowbit.pipeline.manifest import FORMAT, MANIFEST, record, recorded, settings_of, shipped, stages_of
 
 FIRST, SECOND, THIRD = "stages/first.py", "stages/second.py", "stages/third.py"
 
@@ -61,9 +63,9 @@ def replaced(path, content: bytes):
 
 
 def refusal(folder, stage: str, *names: str) -> str:
-    """The sentence with which `require` ends; always with the command that helps."""
+    """The sentence with which `recorded` ends; always with the command that helps."""
     with pytest.raises(UserError) as caught:
-        require(folder, stage, *names)
+        recorded(folder, stage, *names)
     assert "python stages/" in str(caught.value)
     assert f"--run {folder.name}" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -77,16 +79,16 @@ def leftovers(folder) -> list[str]:
 
 def test_whole_chain_is_accepted(run):
     """Each stage finds the files of the one before, with their paths and settings."""
-    assert require(run, FIRST, "one.bin", "one.json") == [run / "one.bin", run / "one.json"]
-    assert require(run, SECOND, "two.bin") == [run / "two.bin"]
-    assert require(run, THIRD, "three.bin") == [run / "three.bin"]
+    assert recorded(run, FIRST, "one.bin", "one.json") == [run / "one.bin", run / "one.json"]
+    assert recorded(run, SECOND, "two.bin") == [run / "two.bin"]
+    assert recorded(run, THIRD, "three.bin") == [run / "three.bin"]
     assert settings_of(run, THIRD) == {"SEED": 1}
 
 
 def test_moved_run_is_accepted(run):
     """A folder may be renamed or copied as a whole."""
     moved = shutil.copytree(run, run.with_name("copied"))
-    assert require(moved, THIRD, "three.bin") == [moved / "three.bin"]
+    assert recorded(moved, THIRD, "three.bin") == [moved / "three.bin"]
 
 
 def test_missing_file_names_the_script_that_makes_it(run):
@@ -130,7 +132,7 @@ def test_file_of_another_run_is_refused(run, tmp_path):
     shutil.copy(other / "two.bin", run / "two.bin")
     sentence = refusal(run, SECOND, "two.bin")
     for folder in (run, other):
-        assert read_manifest(folder)[SECOND]["writes"]["two.bin"]["sha256"][:8] in sentence
+        assert stages_of(folder)[SECOND]["writes"]["two.bin"]["sha256"][:8] in sentence
 
 
 def test_file_and_record_of_another_run_are_refused(run, tmp_path):
@@ -154,7 +156,7 @@ def test_predecessor_made_again_refuses_what_came_after(run, stage, name):
 def test_predecessor_made_again_with_the_same_bytes_changes_nothing(run):
     """The same training gives the same file: what came of it still fits."""
     write_stage(run, FIRST, {"one.bin": b"weights", "one.json": b"{}"})
-    assert require(run, THIRD, "three.bin")
+    assert recorded(run, THIRD, "three.bin")
 
 
 def test_change_two_stages_back_is_noticed(run):
@@ -165,14 +167,15 @@ def test_change_two_stages_back_is_noticed(run):
 
 @pytest.mark.parametrize("content", [
     b"", b"{", b"[]", b"null", b"7", b'"text"', b"\xff\xfe{}", b"{}\0", b"[1, 2]",
-    b'{"a": 1}', b'{"a": {}}', b'{"a": []}', b'{"a": {"writes": []}}',
-    b'{"a": {"writes": {"one.bin": 3}, "reads": {}}}', b'{"a": {"writes": {"one.bin": {}}, "reads": {}}}',
-    b'{"a": {"writes": {}, "reads": []}}'])
+    b'{"format": 2}', b'{"format": 2, "stages": 1}',
+    *(b'{"format": 2, "stages": {"a": ' + entry + b"}}" for entry in (
+        b"1", b"{}", b"[]", b'{"writes": []}', b'{"writes": {"one.bin": 3}, "reads": {}}',
+        b'{"writes": {"one.bin": {}}, "reads": {}}', b'{"writes": {}, "reads": []}'))])
 def test_broken_manifest_is_refused(run, content):
     """Named as the file to delete, whatever became of it."""
     (run / MANIFEST).write_bytes(content.replace(b'"a"', b'"' + FIRST.encode() + b'"'))
     with pytest.raises(UserError, match=MANIFEST):
-        require(run, FIRST, "one.bin")
+        recorded(run, FIRST, "one.bin")
 
 
 @given(share=st.floats(0, 1, exclude_max=True))
@@ -181,7 +184,7 @@ def test_manifest_cut_short_is_refused(whole_run, share):
     content = (whole_run / MANIFEST).read_bytes().rstrip()
     short = content[: int(share * len(content))]
     with replaced(whole_run / MANIFEST, short), pytest.raises(UserError, match=MANIFEST):
-        require(whole_run, FIRST, "one.bin")
+        recorded(whole_run, FIRST, "one.bin")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/a", "a/", "../a", ".hidden", "a/../b"])
@@ -246,14 +249,57 @@ def test_leftovers_of_a_killed_run_are_removed(run):
     """Scratch folders go, files stay."""
     (run / ".tmp-abc").mkdir()
     (run / ".tmp-abc" / "two.bin").write_bytes(b"half")
-    remove_leftovers(run)
+    claim(run)
     assert leftovers(run) == []
-    assert require(run, THIRD, "three.bin")
+    assert recorded(run, THIRD, "three.bin")
+
+
+@pytest.mark.parametrize("number", [None, 1, 3, "2"])
+def test_manifest_of_another_format_is_refused(run, number):
+    """An older or newer one is not guessed at: both numbers and the way out stand in the sentence."""
+    manifest = json.loads((run / MANIFEST).read_text()) | {"format": number}
+    if number is None:
+        manifest = manifest["stages"]  # as format 1 was
+    (run / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=f"has format {number or 1}, this version reads {FORMAT}.*from the first"):
+        recorded(run, FIRST, "one.bin")
+
+
+def test_what_a_run_is_stands_in_the_manifest(run):
+    """Once a stage has said what ships; until then a sentence says which stages are missing."""
+    with pytest.raises(UserError, match="holds no low-bit file: run the four stages.*--run my-run"):
+        shipped(run)
+    ships = {"precision": "int8", "file": "three.bin"}
+    record(run, THIRD, {}, [], ["three.bin"], ships)
+    assert shipped(run) == ships
+    record(run, FIRST, {}, [], ["one.bin"])
+    assert shipped(run) == ships
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(run):
+    """A second one is refused in a sentence, and its scratch folder is left alone; the end of the first frees it."""
+    claim(run)
+    claim(run)  # the same process may ask again
+    script = "\n".join(("from pathlib import Path", "from lowbit.pipeline.files import claim",
+                        f"claim(Path({str(run)!r}))", "print('claimed', flush=True)", "input()"))
+    refused = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, input="")
+    assert "another process is working on" in refused.stderr
+    (other := run.with_name("other")).mkdir()
+    script = script.replace(str(run), str(other))
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"claimed\n"
+        (other / ".tmp-of-the-first").mkdir()
+        with pytest.raises(UserError, match="another process is working on .*other"):
+            claim(other)
+        assert (other / ".tmp-of-the-first").exists()
+        first.kill()
+    claim(other)
+    assert not (other / ".tmp-of-the-first").exists()
 
 
 def test_manifest_tells_what_was_written_when_and_with_what(run):
     """Bytes and digests of files, settings, versions, machine, command: enough to make it again."""
-    entry = json.loads((run / MANIFEST).read_text())[SECOND]
+    entry = json.loads((run / MANIFEST).read_text())["stages"][SECOND]
     assert entry["writes"]["two.bin"]["bytes"] == len(b"weights as a graph")
     assert list(entry["reads"]) == ["one.bin"]
     assert entry["settings"] == {"SEED": 1}
@@ -293,11 +339,11 @@ def test_kill_at_any_rename_leaves_old_or_nothing(tmp_path, rename, moment):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     found = {name: (folder / name).read_bytes() for name in old}
     if found in (old, new) and (rename, moment) in ((1, "before"), (3, "after")):
-        require(folder, FIRST, *old)
+        recorded(folder, FIRST, *old)
     else:
         with pytest.raises(UserError, match=FIRST):
-            require(folder, FIRST, *old)
-    remove_leftovers(folder)
+            recorded(folder, FIRST, *old)
+    claim(folder)
     write_stage(folder, FIRST, new)
-    require(folder, FIRST, *new)
+    recorded(folder, FIRST, *new)
     assert leftovers(folder) == []

@@ -12,7 +12,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lowbit.int8.dynamic import dynamic_range, prepare
+from lowbit.int8.dynamic import dynamic_range, simulate
 
 ARITHMETIC = [pytest.param(False, False, id="per-tensor"), pytest.param(True, False, id="per-channel"),
               pytest.param(False, True, id="7-bit"), pytest.param(True, True, id="7-bit-per-channel")]
@@ -53,7 +53,7 @@ def linear(weight: np.ndarray, bias: np.ndarray | None, per_channel=False, reduc
         module.weight.copy_(torch.from_numpy(weight))
         if bias is not None:
             module.bias.copy_(torch.from_numpy(bias))
-    return prepare(torch.nn.Sequential(module), per_channel, True, reduce_range)[0]
+    return simulate(torch.nn.Sequential(module), per_channel, True, reduce_range)[0]
 
 
 def make_inputs() -> dict[str, np.ndarray]:
@@ -172,7 +172,7 @@ def test_weight_integers_equal_the_quantizers(weight, columns, per_channel, redu
     quantize_dynamic(tmp_path / "a.onnx", tmp_path / "b.onnx", weight_type=QuantType.QInt8, per_channel=per_channel,
                      reduce_range=reduce_range)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "b.onnx").graph.initializer}
-    integers = linear(weight, None, per_channel, reduce_range).stored_integers().numpy()
+    integers = linear(weight, None, per_channel, reduce_range).stored()["weight.integers"].numpy()
     np.testing.assert_array_equal(integers, stored["w_quantized"].T)
     np.testing.assert_array_equal(integers, int8_weight(weight, per_channel, reduce_range)[0])
     assert np.abs(integers.astype(int)).max() <= (64 if reduce_range else 127)
@@ -246,13 +246,13 @@ def test_embedding_rows_are_read_from_a_uint8_table(table):
     module = torch.nn.Embedding(*table.shape)
     with torch.no_grad():
         module.weight.copy_(torch.from_numpy(table))
-    prepare(torch.nn.Sequential(module), False, True, False)
+    simulate(torch.nn.Sequential(module), False, True, False)
     ids = torch.tensor([[0, 3, 3], [1, 0, 3]])
     rows = module(ids)
     low, high = min(0.0, float(table.min())), max(0.0, float(table.max()))
     scale = np.float32((high - low) / 255) or np.float32(1)
     zero_point = round(-low / float(scale))
-    integers = module.stored_integers().numpy()
+    integers = module.stored()["weight.integers"].numpy()
     assert integers.dtype == np.uint8
     np.testing.assert_array_equal(integers, np.clip(np.rint(table / scale) + zero_point, 0, 255))
     plain = (integers.astype(np.float32) - zero_point) * scale
@@ -270,7 +270,7 @@ def make_bert(folder) -> torch.nn.Module:
 
 def test_prepare_changes_no_parameter_and_no_name(tiny_model):
     """A state dict saved in training loads strictly into the plain model, and the other way round."""
-    plain, prepared = make_bert(tiny_model), prepare(make_bert(tiny_model), True, True, False)
+    plain, prepared = make_bert(tiny_model), simulate(make_bert(tiny_model), True, True, False)
     assert list(plain.state_dict()) == list(prepared.state_dict())
     assert [name for name, _ in plain.named_parameters()] == [name for name, _ in prepared.named_parameters()]
     for name, tensor in plain.state_dict().items():
@@ -284,7 +284,7 @@ def test_prepared_model_computes_otherwise_and_nearly_the_same(tiny_model):
     plain = make_bert(tiny_model)
     with torch.no_grad():
         before = plain(ids).logits
-        prepared = prepare(plain, False, True, False)
+        prepared = simulate(plain, False, True, False)
         after = prepared(ids).logits
     gap = (after - before).abs().max()
     assert 0 < gap < 0.2 * (before.max() - before.min())
@@ -295,7 +295,7 @@ def test_prepared_model_computes_otherwise_and_nearly_the_same(tiny_model):
 
 def test_embeddings_stay_float_when_asked(tiny_model):
     """QUANTIZE_EMBEDDINGS False leaves the tables alone."""
-    prepared = prepare(make_bert(tiny_model), False, False, False)
+    prepared = simulate(make_bert(tiny_model), False, False, False)
     table = prepared.get_input_embeddings()
     ids = torch.arange(50)
     assert torch.equal(table(ids), table.weight[ids])
@@ -303,7 +303,7 @@ def test_embeddings_stay_float_when_asked(tiny_model):
 
 def test_prepared_model_can_be_trained(tiny_model):
     """Every parameter that the classifier depends on gets a finite gradient, and the loss falls."""
-    model = prepare(make_bert(tiny_model), False, True, False)
+    model = simulate(make_bert(tiny_model), False, True, False)
     ids, labels = torch.arange(5, 85).reshape(4, 20), torch.tensor([0, 1, 2, 1])
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     losses = []

@@ -1,50 +1,66 @@
 """The report as a reader meets it: in headless Chromium, in light and dark, on a phone, on paper."""
 
-import json
 import shutil
 
+import numpy as np
 import pytest
 from stage_runs import run_stage_script
 
+from lowbit.data.task import SENTIMENT
+from lowbit.measure.evaluate import record_of
+from lowbit.measure.record import COULD_NOT_RUN, FORMAT
+from lowbit.pipeline.files import write_json
+from lowbit.pipeline.machine import machine, versions
 from lowbit.pipeline.manifest import record
-from lowbit.ptq.matrix import MEASURED
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-LABELS = ("positive", "neutral", "negative")
 METHODS = ("fp32", "int8_dynamic", "int8_static_qdq_u8s8_minmax", "int4_rtn_sym_block32")
 TABLES_AN_EXPERIMENT = ("accuracy", "mean ms", "Linear, integer", "labels that change", "seconds")
 
 
-def measured(number: int, accuracy: float, drop: float) -> dict:
-    """A whole row as run_ptq.py writes it; the figures are made up."""
-    share = dict.fromkeys(LABELS, accuracy)
-    return {
-        "status": MEASURED, "file": "models/x/<b>.onnx", "sha256": "", "samples": 200,
-        "accuracy": accuracy, "f1": accuracy,
-        "eval_loss": 0.4, "ece": 0.05, "f1_per_class": share, "confusion_matrix": [[70, 5, 5], [4, 30, 6], [3, 7, 70]],
-        "valid": {"accuracy": accuracy}, "accuracy_drop": {"valid": drop, "test": drop}, "max_drop": 1.0,
-        "within_max_drop": drop <= 1, "against_fp32": {"flips": number, "mcnemar_p": 0.5},
-        "model_size": 100 / (number + 1), "compression": number + 1.0, "mean_ms": 10 / (number + 1),
-        "std_ms": 0.1, "min_ms": 9 / (number + 1), "max_ms": 11 / (number + 1), "median_ms": 10 / (number + 1),
-        "speedup": number + 1.0, "round_speedups": [number + 1.0], "runs_ms": [9 / (number + 1), 11 / (number + 1)],
-        "peak_memory_mb": 100.0, "memory_saving": 0.1,
-        "batch_dependence": {"texts": 100, "batch_size": 16, "flips": 1, "max_logit_difference": 0.1},
-        "census": {kind: {"integer": number, "float": 2} for kind in ("linear", "attention", "embedding")},
-        "linear_weights_mb": 10.0, "making": {"seconds": 1.0, "peak_memory_mb": 100.0} if number else {},
-        "protocol": {"PROVIDER": "CPUExecutionProvider", "THREADS": 0, "BATCH_SIZE": 1, "TOKENS": 128, "ROUNDS": 1,
-                     "RUNS": 2, "WARMUP": 5}, "recipe": {}}
+def results_of(name: str, folder) -> dict:
+    """Results as run_ptq.py writes them, made by its own record_of() of made-up outputs and times.
+
+    Each method is smaller and faster than the one before; the last gives wrong labels for a fifth of the texts.
+    """
+    truth = {"valid": [i % 3 for i in range(300)], "test": [i % 3 for i in range(200)]}
+    data = {split: ([str(i) for i in range(len(labels))], labels) for split, labels in truth.items()}
+    noise = np.random.default_rng(0)
+    right = {split: 4 * np.eye(3)[labels] + noise.normal(0, 1, (len(labels), 3)) for split, labels in truth.items()}
+    files, turns = {}, {}
+    for number, method in enumerate(METHODS):
+        files[method] = folder / f"<b>{method}.onnx"
+        files[method].write_bytes(bytes(100_000 // (number + 1)))
+        turns[method] = [{"ms": {"1x128": [(9 + run + turn) / (number + 1) for run in range(2)]},
+                          "peak_memory_mb": 100.0 - number} for turn in range(2)]
+    records = {}
+    for number, method in enumerate(METHODS):
+        outputs = {split: values.copy() for split, values in right.items()}
+        if number == 3:
+            outputs = {split: np.where(np.arange(len(values))[:, None] % 5 == 0, -values, values)
+                       for split, values in outputs.items()}
+        records[method] = record_of(files[method], outputs, right, data, SENTIMENT, turns[method], turns["fp32"],
+                                    ["1x128"], files["fp32"])
+        records[method] |= {
+            "recipe": {}, "making": {"seconds": 1.0, "peak_memory_mb": 100.0} if number else {},
+            "census": {kind: {"integer": number, "float": 2} for kind in ("linear", "attention", "embedding")},
+            "linear_weights_mb": 10.0,
+            "batch_dependence": {"texts": 100, "batch_size": 16, "flips": 1, "max_logit_difference": 0.1}}
+    records["int4_hqq_sym_block32"] = {"recipe": {}, "status": COULD_NOT_RUN, "reason": "it has <no> symmetric form"}
+    return {"format": FORMAT, "experiment": {"name": name, "trained": name.startswith("finetuned")},
+            "task": SENTIMENT.as_json(), "max_drop": 1.0, "fp32_sha256": "", "circumstances": "",
+            "protocol": {"PROVIDER": "CPUExecutionProvider", "THREADS": 0, "ROUNDS": 2, "RUNS": 2, "WARMUP": 5,
+                         "SHAPES": ["1x128"]}, "machine": machine(), "versions": versions(), "files": records}
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """Address of the report of two experiments of four methods; the fastest loses too much, one could not run."""
     folder = tmp_path_factory.mktemp("results")
-    rows = {name: measured(number, 0.9 - 0.05 * (number == 3), 5.0 * (number == 3))
-            for number, name in enumerate(METHODS)}
-    rows["int4_hqq_sym_block32"] = {"status": "could not run", "reason": "it has <no> symmetric form"}
+    files = tmp_path_factory.mktemp("files")
     for experiment in ("finetuned_smsa", "original_smsa"):
         (folder / experiment).mkdir()
-        (folder / experiment / "results.json").write_text(json.dumps(rows))
+        write_json(folder / experiment / "results.json", results_of(experiment, files))
         record(folder / experiment, "ptq/run_ptq.py", {}, [], ["results.json"])
     done = run_stage_script("generate_report.py", "--results", folder, folder="ptq")
     assert done.returncode == 0, done.stderr
@@ -111,6 +127,16 @@ def test_the_advice_and_the_guard_can_be_read(page):
     assert "VNNI" in page.locator("#processor").inner_text()
     assert "onnxruntime" in page.locator("#made-with").inner_text()
     assert "python ptq/run_ptq.py" in page.locator("#made-with").inner_text()
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 1200, "height": 800}}], indirect=True)
+def test_the_columns_that_decide_are_seen_without_scrolling(page):
+    """At a window of 1,200 pixels quality, loss, size and speed of each method stand inside it."""
+    table = page.locator("#finetuned_smsa table.sortable").first
+    for head in ("macro-F1, %", "test lost", "MB", "median ms", "speed-up", "peak MB"):
+        box = table.locator("th").filter(has_text=head).first.bounding_box()
+        frame = table.locator("xpath=..").bounding_box()
+        assert box["x"] + box["width"] <= frame["x"] + frame["width"] <= 1200, head
 
 
 @pytest.mark.parametrize("page", PAGES[:2], indirect=True)

@@ -6,10 +6,12 @@ from conftest import SAMPLE, SMSA, real_data
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lowbit.data.tsv import LABELS, count_shared, describe, read_split, read_tsv
+from lowbit.data.task import SENTIMENT
+from lowbit.data.tsv import count_shared, describe, read_split, read_tsv
 from lowbit.data.tweets import read_tweets
 from lowbit.pipeline.errors import UserError
 
+LABELS = SENTIMENT.labels
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\t\n\0")).filter(str.strip)
 labels = st.sampled_from(LABELS)
 spellings = st.tuples(st.sampled_from((str, str.upper, str.title)), st.sampled_from(("{}", " {}", "{} ", " {}  ")))
@@ -139,7 +141,7 @@ def test_quotes_are_plain_characters(file):
 
 def test_order_of_the_labels_is_the_models():
     """positive 0, neutral 1, negative 2, as the class line of every stage counts them."""
-    assert describe("train", [0, 0, 0, 1, 2, 2]) == "train 6 texts (positive 3, neutral 1, negative 2)"
+    assert describe("train", list("abcdef"), [0, 0, 0, 1, 2, 2]) == "train 6 texts (positive 3, neutral 1, negative 2)"
 
 
 def test_shared_texts_are_counted_whatever_their_case_and_spacing():
@@ -161,8 +163,8 @@ def test_smsa_is_read_whole():
     """The published counts, and 14 validation texts that also stand in train."""
     splits = {name: read_split(SMSA, name) for name in ("train", "valid", "test")}
     assert {name: len(ids) for name, (_, ids) in splits.items()} == {"train": 11000, "valid": 1260, "test": 500}
-    assert describe("train", splits["train"][1]).endswith("(positive 6416, neutral 1148, negative 3436)")
-    assert describe("test", splits["test"][1]).endswith("(positive 208, neutral 88, negative 204)")
+    assert describe("train", *splits["train"]).endswith("(positive 6416, neutral 1148, negative 3436)")
+    assert describe("test", *splits["test"]).endswith("(positive 208, neutral 88, negative 204)")
     assert count_shared(splits["train"][0], splits["valid"][0]) == 14
     assert count_shared(splits["train"][0], splits["test"][0]) == 0
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from lowbit.fp16.simulation import fp16_attention, operators, prepare, range_lines, ranges, refuse_overflow
+from lowbit.fp16.simulation import fp16_attention, operators, range_lines, ranges, refuse_overflow, simulate
 from lowbit.pipeline.errors import UserError
 
 NONE = frozenset()
@@ -18,10 +18,10 @@ def half(x) -> np.ndarray:
 
 
 def prepared(module: torch.nn.Module, fp32_ops=NONE):
-    """The module as prepare() leaves it inside a model; the Linear behind it is the head."""
+    """The module as simulate() leaves it inside a model; the Linear behind it is the head."""
     model = torch.nn.ModuleList([module, torch.nn.Linear(1, 1)])
     model.set_attn_implementation = lambda name: None
-    return prepare(model, fp32_ops)[0]
+    return simulate(model, fp32_ops)[0]
 
 
 @pytest.fixture
@@ -106,35 +106,35 @@ def model():
         max_position_embeddings=32, num_labels=3, initializer_range=0.2)).eval()
 
 
-ROWS = [[2, 5, 9, 3], [2, 40, 3], list(range(2, 30))]
+ROWS = [{"input_ids": ids} for ids in ([2, 5, 9, 3], [2, 40, 3], list(range(2, 30)))]
 
 
 def test_simulation_moves_logits_a_little_and_only_where_it_is_on(model):
     """With every operator in FP32 nothing moves; without, every kind of operator does its part."""
-    ids = torch.tensor([ROWS[2]])
+    ids = torch.tensor([ROWS[2]["input_ids"]])
     plain = model(ids).logits
-    assert torch.allclose(prepare(model, EVERYTHING)(ids).logits, plain, atol=1e-5)
-    simulated = prepare(model, NONE)(ids).logits
+    assert torch.allclose(simulate(model, EVERYTHING)(ids).logits, plain, atol=1e-5)
+    simulated = simulate(model, NONE)(ids).logits
     assert 1e-4 < (simulated - plain).abs().max() < 0.02
     for name in ("MatMul", "LayerNormalization", "Gather", "Gemm"):
-        assert not torch.equal(prepare(model, frozenset({name}))(ids).logits, simulated), name
+        assert not torch.equal(simulate(model, frozenset({name}))(ids).logits, simulated), name
     # softmax has no weights: what it takes and gives is FP16 as long as its neighbours are
-    assert torch.equal(prepare(model, frozenset({"Softmax"}))(ids).logits, simulated)
-    assert not torch.equal(prepare(model, frozenset({"Softmax", "Add"}))(ids).logits, simulated)
-    assert torch.equal(prepare(model, NONE)(ids).logits, simulated)
+    assert torch.equal(simulate(model, frozenset({"Softmax"}))(ids).logits, simulated)
+    assert not torch.equal(simulate(model, frozenset({"Softmax", "Add"}))(ids).logits, simulated)
+    assert torch.equal(simulate(model, NONE)(ids).logits, simulated)
 
 
 def test_names_and_values_of_parameters_stay(model):
     """A prepared model's state dict is the FP32 model's."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    after = prepare(model, NONE).state_dict()
+    after = simulate(model, NONE).state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_simulated_model_learns(model):
     """The loss of a few texts falls, gradients reach every parameter."""
-    prepare(model, NONE).train()
+    simulate(model, NONE).train()
     ids, labels = torch.arange(5, 85).reshape(4, 20), torch.tensor([0, 1, 2, 1])
     optimizer, losses = torch.optim.AdamW(model.parameters(), 1e-2), []
     for _ in range(8):
@@ -151,11 +151,11 @@ def test_ranges_count_what_fp16_loses(model):
     """Magnitudes, overflow and underflow of a parameter and of what flows through; nothing is watched afterwards."""
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.bias[:3] = torch.tensor([1e5, -7e4, 1e-9])
-    seen = ranges(prepare(model, NONE), ROWS, 0)
+    seen = ranges(simulate(model, NONE), ROWS)
     bias = seen["bert.encoder.layer.1.output.dense.bias"]
     assert bias == {"largest": pytest.approx(1e5), "values": 32, "overflow": 2, "underflow": 1}
     probabilities = seen["bert.encoder.layer.0.attention.self.probabilities"]
-    assert probabilities["values"] == 3 * 2 * 28 * 28  # one batch, padded to its longest row
+    assert probabilities["values"] == 2 * (4**2 + 3**2 + 28**2)  # two heads, each text unpadded
     assert probabilities["largest"] <= 1
     assert sum(held["overflow"] for name, held in seen.items() if ".layer.0." in name) == 0
     assert all(module.watch is None for module in model.modules())
@@ -168,11 +168,11 @@ def test_ranges_hold_what_is_fp16_and_nothing_else(model):
     """Every parameter but the head's; preparing twice changes nothing; an operator in FP32 is not there."""
     names = {name for name, _ in model.named_parameters()} - {"classifier.weight", "classifier.bias"}
     for _ in range(2):
-        seen = ranges(prepare(model, NONE), ROWS, 0)
+        seen = ranges(simulate(model, NONE), ROWS)
         assert {name for name in seen if name.endswith((".weight", ".bias"))} == names
         refuse_overflow(seen, "some/encoder")
-    assert not any("LayerNorm.weight" in name for name in ranges(prepare(model, frozenset({"LayerNormalization"})),
-                                                                  ROWS, 0))
+    assert not any("LayerNorm.weight" in name for name in ranges(simulate(model, frozenset({"LayerNormalization"})),
+                                                                  ROWS))
 
 
 def test_operator_names():

@@ -16,7 +16,7 @@ SCRIPT = '''"""Stage 1 of 1: show the settings.
 
 More words, 100 % of them.
 """
-from lowbit.stage import run_stage
+from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --num-epochs 1 ----------------------------------------
 RUN = "my-run"  # a folder

@@ -1,6 +1,5 @@
 """Stages killed at many moments: what is there afterwards is whole or refused, and the same command ends well."""
 
-import json
 import os
 import shutil
 import signal
@@ -20,6 +19,7 @@ from stage_runs import (
     new_run,
     run_folder,
     run_stage_script,
+    stages_in,
 )
 
 PATIENCE_SECONDS = 30
@@ -283,10 +283,10 @@ def test_killed_conversion_is_finished_by_the_same_command(kill, finished_run, e
         when = exists(name)
     elif moment == "recorded":
         def when(folder, _):
-            return stage in (folder / "manifest.json").read_text()
+            return f"int8_eager/{stage}" in stages_in(folder)
     run = copy_until(finished_run, before)
     killed = kill(stage, run, moment=when, seconds=seconds_of[stage])
-    recorded = f"int8_eager/{stage}" in json.loads((run_folder(run) / "manifest.json").read_text())
+    recorded = f"int8_eager/{stage}" in stages_in(run_folder(run))
     assert killed.returncode == -signal.SIGKILL or recorded
     more = eval_flags if after == EVALUATE else ()
     following = run_stage_script(after, "--run", run, *more)
@@ -312,7 +312,7 @@ def test_finished_file_survives_a_killed_second_conversion(kill, finished_run, e
 
 
 def test_killed_measurement_leaves_no_process_and_no_half_report(kill, finished_run, eval_flags):
-    """Its two workers end with it; the old report stays, and the same command measures again."""
+    """Its worker ends with it; the old report stays, and the same command measures again."""
     run = copy_of(finished_run)
     before = (run_folder(run) / "results.json").read_bytes()
 
@@ -321,7 +321,7 @@ def test_killed_measurement_leaves_no_process_and_no_half_report(kill, finished_
                 if "lowbit.measure.session_process" in (process.info["cmdline"] or ())
                 and run in " ".join(process.info["cmdline"])]
 
-    killed = kill(EVALUATE, run, *eval_flags, moment=lambda *_: len(workers()) == 2, seconds=1)
+    killed = kill(EVALUATE, run, *eval_flags, moment=lambda *_: len(workers()) == 1, seconds=1)
     assert killed.returncode == -signal.SIGKILL
     _, alive = psutil.wait_procs(workers(), timeout=PATIENCE_SECONDS)
     assert alive == []

@@ -16,11 +16,10 @@ import pytest
 from conftest import SMSA, read_plain_rows, real_data
 from hypothesis import given
 from hypothesis import strategies as st
-from stage_runs import ENVIRONMENT, ROOT, copy_of, run_folder, run_stage_script
-from transformers import AutoTokenizer
+from stage_runs import ENVIRONMENT, ROOT, changed_manifest, copy_of, run_folder, run_stage_script
 
 from lowbit.data.cleaning import PRESETS, clean, stop_words
-from lowbit.data.tokens import encode
+from lowbit.data.tokens import load_reader
 from lowbit.measure.session import Session
 
 sys.path.insert(0, str(ROOT / "deploy"))
@@ -76,11 +75,9 @@ def test_the_server_cleans_as_training_did(parts, preset, between):
 
 def evaluated(run: str, texts: list[str]) -> np.ndarray:
     """Probabilities as the evaluation stage has them: its own tokens, its own session, at batch 1."""
-    tokenizer = AutoTokenizer.from_pretrained(run_folder(run))
-    settings = json.loads((run_folder(run) / "preprocessing.json").read_text())
-    rows = encode(texts, tokenizer, settings["cleaning"], settings["max_length"])
+    reader = load_reader(run_folder(run))
     with Session(run_folder(run) / "model_qat_int8.onnx", "CPUExecutionProvider", 1) as session:
-        logits = session.logits(rows, tokenizer.pad_token_id).astype(np.float64)
+        logits = session.logits(reader.rows(texts), reader.pad_id).astype(np.float64)
     powers = np.exp(logits - logits.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)
 
@@ -323,25 +320,32 @@ def test_pack_refuses_what_should_not_be_shipped(finished_run, tmp_path):
     """Not evaluated, loses too much, changed since, not there: a sentence each; --force packs the first two."""
     run = copy_of(finished_run)
     results = run_folder(run) / "results.json"
-    manifest = json.loads((run_folder(run) / "manifest.json").read_text())
-    record = manifest.pop("int8_eager/eval_onnx_int8.py")
-    (run_folder(run) / "manifest.json").write_text(json.dumps(manifest))
+    with changed_manifest(run) as manifest:
+        record = manifest["stages"].pop("int8_eager/eval_onnx_int8.py")
     done = pack(run, tmp_path)
     assert done.returncode == 2
     assert "eval_onnx_int8.py" in done.error
     assert "--force" in done.error
     assert pack(run, tmp_path, "--force").returncode == 0
 
-    found = json.loads(results.read_text())
-    found["files"]["FP32"]["accuracy"], found["files"]["INT8"]["accuracy"] = 0.9, 0.88
-    results.write_text(json.dumps(found))
-    record["writes"]["results.json"]["sha256"] = hashlib.sha256(results.read_bytes()).hexdigest()
-    (run_folder(run) / "manifest.json").write_text(json.dumps(manifest | {"int8_eager/eval_onnx_int8.py": record}))
+    def lose(low: float, high: float) -> None:
+        found = json.loads(results.read_text())
+        found["files"]["INT8"]["loss"] = {"points": (low + high) / 2, "low": low, "high": high, "texts": 30}
+        results.write_text(json.dumps(found))
+        record["writes"]["results.json"]["sha256"] = hashlib.sha256(results.read_bytes()).hexdigest()
+        with changed_manifest(run) as manifest:
+            manifest["stages"]["int8_eager/eval_onnx_int8.py"] = record
+
+    lose(1.5, 2.5)
     done = pack(run, tmp_path)
     assert done.returncode == 2
     assert "loses 2.00 points" in done.error
     assert pack(run, tmp_path, "--max-drop", 2).returncode == 0
     assert pack(run, tmp_path, "--force").returncode == 0
+    lose(-1, 5)
+    done = pack(run, tmp_path)
+    assert done.returncode == 0  # 2 points that may be none are said, not refused
+    assert "30 texts are too few to tell whether it loses more than 1 points" in done.stdout
 
     with open(run_folder(run) / "model_qat_int8.onnx", "ab") as handle:
         handle.write(b"x")

@@ -24,7 +24,7 @@ from onnx.reference.ops.op_matmul import MatMul
 from onnx.reference.ops.op_softmax import Softmax
 from onnxconverter_common import float16 as common
 from onnxruntime.transformers import float16 as runtimes
-from stage_runs import copy_of, ended_well, new_run, run_folder, run_stage_script
+from stage_runs import changed_manifest, copy_of, ended_well, new_run, run_folder, run_stage_script, stages_in
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
 from lowbit.fp16 import conversion as fp16
@@ -33,7 +33,7 @@ from lowbit.graph import export
 from lowbit.graph.inputs import hostile_inputs, sample_inputs
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import atomic_folder, external_data, file_bytes, publish
-from lowbit.pipeline.manifest import record, require
+from lowbit.pipeline.manifest import record, recorded
 from lowbit.training.encoder import load_run
 from lowbit.training.weights import load_weights
 
@@ -92,9 +92,9 @@ def ask(path, batches: list[dict]) -> np.ndarray:
 
 def simulation(folder, fp32_ops=NONE) -> torch.nn.Module:
     """The trained model of a run as FP16 training computes it."""
-    model, _, _ = load_run(folder)
+    model = load_run(folder)
     load_weights(model, folder / "model_qat.pth")
-    return fake_fp16.prepare(model, fp32_ops)
+    return fake_fp16.simulate(model, fp32_ops)
 
 
 @torch.inference_mode()
@@ -166,8 +166,8 @@ def test_run_holds_what_a_server_needs_and_no_scratch(folder):
     """The files that the README lists."""
     assert {path.name for path in folder.iterdir()} == {
         "model_qat.pth", "model_qat.onnx", FILE, "config.json", "tokenizer.json", "tokenizer_config.json",
-        "preprocessing.json", "training.json", "fp16_ranges.json", "census.json", "manifest.json", "results.json",
-        "results.csv", "classification_report.txt", "confusion_matrix.png", "speed.png"}
+        "preprocessing.json", "task.json", "training.json", "fp16_ranges.json", "census.json", "manifest.json",
+        "results.json", "results.csv", "classification_report.txt", "confusion_matrix.png", "speed.png"}
 
 
 def test_every_weight_is_the_trained_one_in_fp16(folder):
@@ -235,14 +235,14 @@ def test_report_tells_what_was_measured(stages, folder):
     """FP32 and FP16 side by side; agreement with training and with FP32 in the file and on the terminal."""
     results, shown = json.loads((folder / "results.json").read_text()), stages[1][EVALUATE].stdout
     assert list(results["files"]) == ["FP32", "FP16"]
-    assert results["files"]["FP16"]["file"] == FILE
+    assert results["files"]["FP16"]["file"].endswith(f"/{FILE}")
     for other, words in (("simulation", "differ from the simulation"), ("fp32", "from FP32")):
-        found = results[f"valid_and_test_against_{other}"]
+        found = results["files"]["FP16"][f"all_against_{other}"]
         assert found["texts"] == 30
         assert 0 < found["max_logit_difference"] < 0.02
         assert words in shown
         assert f"{found['median_logit_difference']:.1e}" in shown
-    ((fp32, fp16_size),) = re.findall(r"^  size MB +(\S+) +(\S+)", shown, re.MULTILINE)
+    ((fp32, fp16_size),) = re.findall(r"^  MB +(\S+) +(\S+)", shown, re.MULTILINE)
     assert float(fp32) > float(fp16_size) > 0
 
 
@@ -288,7 +288,7 @@ def test_padded_row_survives_low_scores(tiny_model, tmp_path):
     onnx.save(runtimes.convert_float_to_float16(str(tmp_path / "fp32.onnx")), tmp_path / "naive.onnx")
     with np.errstate(invalid="ignore"):
         assert np.isnan(ask_specification(tmp_path / "naive.onnx", [padded])).any()
-    fp16.convert(fp16.prepare(tmp_path / "fp32.onnx", NONE), tmp_path / "ours.onnx", True)
+    fp16.convert(fp16.read_fp32(tmp_path / "fp32.onnx", NONE), tmp_path / "ours.onnx", True)
     assert np.isfinite(ask_specification(tmp_path / "ours.onnx", [padded])).all()
 
 
@@ -379,7 +379,7 @@ def test_raw_exports_load(tiny_model, tmp_path, attention, dynamo, plain, by_com
     for said, converted in ((by_common, common.convert_float_to_float16(onnx.load(path))),
                             (by_runtime, runtimes.convert_float_to_float16(str(path)))):
         assert re.search(said, refusal(converted)) if said else not refusal(converted)
-    fp16.convert(fp16.prepare(path, NONE), tmp_path / FILE, True)
+    fp16.convert(fp16.read_fp32(path, NONE), tmp_path / FILE, True)
     given = [sample_inputs(500, 3, 21, 9, 1), *hostile_inputs(500, 128)[:3]]
     assert np.abs(ask(tmp_path / FILE, given) - ask(path, given)).max() <= 0.02
     types = {tensor.name: tensor.data_type for tensor in onnx.load(tmp_path / FILE).graph.initializer}
@@ -390,7 +390,7 @@ def test_raw_exports_load(tiny_model, tmp_path, attention, dynamo, plain, by_com
 def test_operators_kept_in_fp32_keep_their_weights(folder, tmp_path, batches, operators):
     """Such a file loads, is checked, and just those operators' weights are FP32."""
     chosen = fake_fp16.operators(operators)
-    fp16.convert(fp16.prepare(folder / "model_qat.onnx", chosen), tmp_path / FILE, True)
+    fp16.convert(fp16.read_fp32(folder / "model_qat.onnx", chosen), tmp_path / FILE, True)
     onnx.checker.check_model(str(tmp_path / FILE), full_check=True)
     graph = onnx.load(tmp_path / FILE).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -407,7 +407,7 @@ def test_operators_kept_in_fp32_keep_their_weights(folder, tmp_path, batches, op
 def test_value_between_two_fp32_operators_is_not_rounded(tmp_path):
     """1e5 passes from one to the next although FP16 cannot hold it."""
     save_product(tmp_path / "fp32.onnx", np.full((2, 2), 300, np.float32), np.array([1e-5, 1e-5], np.float32))
-    fp16.convert(fp16.prepare(tmp_path / "fp32.onnx", frozenset({"MatMul", "Mul"})), tmp_path / FILE, True)
+    fp16.convert(fp16.read_fp32(tmp_path / "fp32.onnx", frozenset({"MatMul", "Mul"})), tmp_path / FILE, True)
     session = ort.InferenceSession(tmp_path / FILE, providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"x": np.full((1, 2), 250, np.float32)})
     assert got == pytest.approx(np.full((1, 2), 1.5), rel=1e-3)
@@ -439,7 +439,7 @@ def test_weights_are_rounded_to_nearest(tmp_path):
     weight = np.array([[1e-8, 4e-8], [-1e-8, 1 + 2**-11]], np.float32)
     save_product(tmp_path / "fp32.onnx", weight, np.ones(2, np.float32))
     assert (runtimes.convert_np_to_float16(weight) != weight.astype(np.float16)).any()
-    fp16.convert(fp16.prepare(tmp_path / "fp32.onnx", NONE), tmp_path / FILE, True)
+    fp16.convert(fp16.read_fp32(tmp_path / "fp32.onnx", NONE), tmp_path / FILE, True)
     assert np.array_equal(stored_weight(tmp_path / FILE), weight.astype(np.float16))
 
 
@@ -447,13 +447,13 @@ def test_weights_are_rounded_to_nearest(tmp_path):
 def test_weight_beyond_the_range_is_refused_by_name(tmp_path, value):
     """With its magnitude; shipped at the limit if that is allowed, kept exact in FP32 on request."""
     save_product(tmp_path / "fp32.onnx", np.array([[value, 1], [1, 1]], np.float32), np.ones(2, np.float32))
-    prepared = fp16.prepare(tmp_path / "fp32.onnx", NONE)
+    prepared = fp16.read_fp32(tmp_path / "fp32.onnx", NONE)
     with pytest.raises(UserError, match=rf"weight \(product\) {re.escape(f'{abs(value):.3g}')}.*--fp32-ops MatMul"):
         fp16.refuse_too_large(prepared, clip=False)
     fp16.refuse_too_large(prepared, clip=True)
     fp16.convert(prepared, tmp_path / FILE, True)
     assert stored_weight(tmp_path / FILE)[0, 0] == np.sign(value) * 65504
-    kept = fp16.prepare(tmp_path / "fp32.onnx", frozenset({"MatMul"}))
+    kept = fp16.read_fp32(tmp_path / "fp32.onnx", frozenset({"MatMul"}))
     fp16.refuse_too_large(kept, clip=False)
     fp16.convert(kept, tmp_path / FILE, True)
     assert stored_weight(tmp_path / FILE)[0, 0] == np.float32(value)
@@ -464,7 +464,7 @@ def test_weight_that_is_no_number_is_refused(tmp_path, value):
     """Clipping does not allow it."""
     save_product(tmp_path / "fp32.onnx", np.array([[value, 1], [1, 1]], np.float32), np.ones(2, np.float32))
     with pytest.raises(UserError, match=r"weight \(product\)"):
-        fp16.refuse_too_large(fp16.prepare(tmp_path / "fp32.onnx", NONE), clip=True)
+        fp16.refuse_too_large(fp16.read_fp32(tmp_path / "fp32.onnx", NONE), clip=True)
 
 
 # ---- mistakes
@@ -473,7 +473,7 @@ def test_weight_that_is_no_number_is_refused(tmp_path, value):
 def test_converted_file_is_not_converted_again(folder):
     """One sentence, with a tensor that shows it."""
     with pytest.raises(UserError, match="converted already: .* FP16"):
-        fp16.prepare(folder / FILE, NONE)
+        fp16.read_fp32(folder / FILE, NONE)
 
 
 @pytest.mark.parametrize(("stage", "flags", "said"), [
@@ -498,7 +498,7 @@ def test_setting_that_is_refused(run, folder, fp16_flags, stage, flags, said):
 def test_operator_that_the_graph_lacks_is_refused(folder):
     """Named, beside those that it has."""
     with pytest.raises(UserError, match="Conv, which .* LayerNormalization"):
-        fp16.prepare(folder / "model_qat.onnx", frozenset({"Conv"}))
+        fp16.read_fp32(folder / "model_qat.onnx", frozenset({"Conv"}))
 
 
 @pytest.mark.parametrize(("name", "maker", "stage"), [("model_qat.pth", TRAIN, EXPORT),
@@ -539,14 +539,13 @@ def test_killed_training_goes_on_from_its_checkpoint(run, fp16_flags):
 def test_killed_conversion_is_finished_by_the_same_command(run, fp16_flags, moment):
     """Stage 4 refuses what was not recorded; the same command ends well, nothing is left over."""
     other = copy_of(run)
-    folder, manifest = run_folder(other), run_folder(other) / "manifest.json"
-    records = json.loads(manifest.read_text())
-    for stage in (QUANTIZE, EVALUATE):
-        for name in records.pop(f"fp16_eager/{stage}")["writes"]:
-            (folder / name).unlink()
-    manifest.write_text(json.dumps(records))
+    folder = run_folder(other)
+    with changed_manifest(other) as manifest:
+        for stage in (QUANTIZE, EVALUATE):
+            for name in manifest["stages"].pop(f"fp16_eager/{stage}")["writes"]:
+                (folder / name).unlink()
     killed = run_fp16(QUANTIZE, other, *fp16_flags[QUANTIZE], kill_when=lambda: any(folder.glob(moment)))
-    recorded = f"fp16_eager/{QUANTIZE}" in json.loads(manifest.read_text())
+    recorded = f"fp16_eager/{QUANTIZE}" in stages_in(folder)
     assert killed.returncode == -signal.SIGKILL or recorded
     assert run_fp16(EVALUATE, other, *fp16_flags[EVALUATE]).returncode == (0 if recorded else 2)
     for stage in (QUANTIZE, EVALUATE):
@@ -564,7 +563,7 @@ def test_weights_beyond_one_file_go_to_a_second(run, folder, tmp_path, monkeypat
     model = simulation(folder)
     model.set_attn_implementation("eager")
     export.save_onnx(onnx.load(folder / "model_qat.onnx"), tmp_path / "fp32.onnx")
-    prepared = fp16.prepare(tmp_path / "fp32.onnx", NONE)
+    prepared = fp16.read_fp32(tmp_path / "fp32.onnx", NONE)
     seen = fp16.largest_magnitudes(prepared, tmp_path / "watched.onnx", batches[:3])
     assert seen["/model/bert/pooler/dense/Gemm_output_0"][0] > 0
     with atomic_folder(tmp_path / "run") as scratch:
@@ -575,10 +574,10 @@ def test_weights_beyond_one_file_go_to_a_second(run, folder, tmp_path, monkeypat
     assert file_bytes(path) == path.stat().st_size + external_data(path).stat().st_size
     assert np.array_equal(ask(path, batches[:9]), ask(folder / FILE, batches[:9]))
     record(path.parent, "stage.py", {}, [], names)
-    assert require(path.parent, "stage.py", FILE)[0] == path
+    assert recorded(path.parent, "stage.py", FILE)[0] == path
     os.truncate(external_data(path), 1000)
     with pytest.raises(UserError, match=f"{FILE}.data .* is not the file"):
-        require(path.parent, "stage.py", FILE)
+        recorded(path.parent, "stage.py", FILE)
     with atomic_folder(path.parent) as scratch:
         shutil.copy(folder / FILE, scratch)
         assert publish(scratch) == [FILE]

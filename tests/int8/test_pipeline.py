@@ -16,12 +16,24 @@ import torch
 from conftest import SAMPLE, read_plain_rows
 from onnx import TensorProto, numpy_helper
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
-from stage_runs import EVALUATE, EXPORT, QUANTIZE, TRAIN, copy_of, new_run, run_folder, run_stage_script
+from stage_runs import (
+    EVALUATE,
+    EXPORT,
+    QUANTIZE,
+    ROOT,
+    TRAIN,
+    copy_of,
+    new_run,
+    run_folder,
+    run_stage_script,
+    stages_in,
+)
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from lowbit.data.cleaning import clean
 from lowbit.graph.census import census, census_lines
-from lowbit.int8.dynamic import prepare
+from lowbit.int8.dynamic import simulate
+from lowbit.measure.record import METRICS
 from lowbit.pipeline.errors import UserError
 from lowbit.training.weights import load_weights
 
@@ -42,9 +54,8 @@ def load_model(folder) -> torch.nn.Module:
 
 def load_simulation(folder) -> torch.nn.Module:
     """The same model computing as training simulated it."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    trained = manifest[f"int8_eager/{TRAIN}"]["settings"]
-    return prepare(load_model(folder), trained["PER_CHANNEL"], trained["QUANTIZE_EMBEDDINGS"], trained["REDUCE_RANGE"])
+    trained = stages_in(folder)[f"int8_eager/{TRAIN}"]["settings"]
+    return simulate(load_model(folder), trained["PER_CHANNEL"], trained["QUANTIZE_EMBEDDINGS"], trained["REDUCE_RANGE"])
 
 
 def ask_file(path, batches: list[dict]) -> np.ndarray:
@@ -95,8 +106,8 @@ def weights_of(path) -> dict[str, np.ndarray]:
 def assert_weights_are_the_simulated(folder, tables: bool) -> None:
     """Each simulated Linear weight and table stands in the file, integer for integer, and nothing is left over."""
     stored = list(weights_of(folder / "model_qat_int8.onnx").values())
-    simulated = [module.stored_integers().numpy() for module in load_simulation(folder).modules()
-                 if hasattr(module, "stored_integers")]
+    simulated = [module.stored()["weight.integers"].numpy() for module in load_simulation(folder).modules()
+                 if hasattr(module, "stored")]
     assert len(simulated) == LINEAR_LAYERS + (TABLES if tables else 0)
     for integers in simulated:
         wanted = integers.T if integers.dtype == np.int8 else integers
@@ -127,8 +138,9 @@ def test_run_holds_what_a_server_needs_and_no_scratch(finished_folder):
     """The files of the design, whole, with nothing temporary beside them."""
     names = {path.name for path in finished_folder.iterdir()}
     assert names == {"model_qat.pth", "model_qat.onnx", "model_qat_int8.onnx", "config.json", "tokenizer.json",
-                     "tokenizer_config.json", "preprocessing.json", "training.json", "census.json", "manifest.json",
-                     "results.json", "results.csv", "classification_report.txt", "confusion_matrix.png", "speed.png"}
+                     "tokenizer_config.json", "preprocessing.json", "task.json", "training.json", "census.json",
+                     "manifest.json", "results.json", "results.csv", "classification_report.txt",
+                     "confusion_matrix.png", "speed.png"}
     for name in ("confusion_matrix.png", "speed.png"):
         assert (finished_folder / name).read_bytes().startswith(b"\x89PNG")
     config = json.loads((finished_folder / "config.json").read_text())
@@ -231,12 +243,13 @@ def test_quality_is_that_of_the_files(finished_folder, small_data, results):
         assert values["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
         assert values["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro", zero_division=0))
         assert values["confusion_matrix"] == confusion_matrix(truth, predicted, labels=[0, 1, 2]).tolist()
-    against = results["against_fp32"]
-    assert against["texts"] == results["test_texts"] == 15
+    int8 = results["files"]["INT8"]
+    against = int8["against_fp32"]
+    assert against["texts"] == int8["samples"] == 15
     assert against["flips"] == (logits["INT8"].argmax(-1) != logits["FP32"].argmax(-1)).sum()
-    assert results["valid_and_test_against_simulation"]["texts"] == 30
-    assert results["valid_and_test_against_simulation"]["median_logit_difference"] * 4 <= (
-        results["valid_and_test_against_fp32"]["median_logit_difference"])
+    assert int8["all_against_simulation"]["texts"] == 30
+    assert int8["all_against_simulation"]["median_logit_difference"] * 4 <= (
+        int8["all_against_fp32"]["median_logit_difference"])
     gap = np.abs(logits["INT8"] - logits["FP32"])
     assert against["median_logit_difference"] == pytest.approx(np.median(gap), rel=1e-3)
     assert against["max_logit_difference"] == pytest.approx(gap.max(), rel=1e-3)
@@ -245,41 +258,41 @@ def test_quality_is_that_of_the_files(finished_folder, small_data, results):
 def test_sizes_and_speed_are_of_both_files(finished_folder, results):
     """Both files, measured in one run, on the machine that is named."""
     assert list(results["files"]) == ["FP32", "INT8"]
-    for values in results["files"].values():
-        assert values["size_mb"] == pytest.approx((finished_folder / values["file"]).stat().st_size / 1e6)
-        assert values["peak_memory_mb"] > 20
-        assert values["texts_per_second"] > 0
-        for shape in ("latency_1x32", "latency_1x128"):
-            assert 0 < values[shape]["p50_ms"] <= values[shape]["p95_ms"]
-            assert len(values[shape]["round_medians_ms"]) == 2
+    for record in results["files"].values():
+        assert record["model_size"] == pytest.approx((ROOT / record["file"]).stat().st_size / 1e6)
+        assert record["peak_memory_mb"] > 20
+        assert record["texts_per_second"] > 0
+        assert list(record["timings"]) == results["protocol"]["SHAPES"] == ["1x32", "1x128"]
+        for timing in record["timings"].values():
+            assert 0 < timing["min_ms"] <= timing["median_ms"] <= timing["p95_ms"] <= timing["max_ms"]
+            assert len(timing["round_speedups"]) == 2
+            assert min(timing["round_speedups"]) <= timing["speedup"] <= max(timing["round_speedups"])
+        assert record["mean_ms"] == record["timings"]["1x128"]["mean_ms"]
     assert results["machine"]["cpu"]
     assert results["versions"]["onnxruntime"] == ort.__version__
 
 
 def test_csv_repeats_the_json(finished_folder, results):
-    """One row a file; each number of the CSV is the JSON's, and no number of a file is missing."""
+    """One row a file; each figure of the table METRICS that a record holds is there, and is the JSON's."""
     with open(finished_folder / "results.csv", newline="", encoding="utf-8") as lines:
-        rows = {row.pop("model"): row for row in csv.DictReader(lines)}
+        rows = {row["file"]: row for row in csv.DictReader(lines)}
     assert list(rows) == list(results["files"])
-    for name, values in results["files"].items():
-        flat = {}
-        for key, value in values.items():
-            parts = value if isinstance(value, dict) else {"": value}
-            flat |= {f"{key}_{part}".rstrip("_"): inner for part, inner in parts.items()}
-        numbers = {key: value for key, value in flat.items() if not isinstance(value, list)}
-        assert numbers.keys() == rows[name].keys()
-        for key, value in numbers.items():
-            assert rows[name][key] == value if isinstance(value, str) else float(rows[name][key]) == value
+    for name, record in results["files"].items():
+        for key, metric in METRICS.items():
+            value = metric._replace(scale=1).value(record)
+            assert (key in rows[name]) == (value is not None or key.startswith("against"))
+            if value is not None:
+                assert float(rows[name][key]) == value
+    assert {"accuracy", "f1", "eval_loss", "model_size", "mean_ms"} <= rows["INT8"].keys()
 
 
 def test_terminal_shows_the_numbers_of_the_json(pipeline, results):
     """Nothing is claimed that the results file does not hold."""
     shown = pipeline[1][EVALUATE].stdout
-    for key, name, form in (("accuracy", "accuracy", "{:.4f}"), ("macro_f1", "macro-F1", "{:.4f}"),
-                            ("size_mb", "size MB", "{:.1f}")):
-        ((fp32, int8),) = re.findall(rf"^  {name} +(\S+) +(\S+)", shown, re.MULTILINE)
-        assert [fp32, int8] == [form.format(values[key]) for values in results["files"].values()]
-    assert f"{results['against_fp32']['flips']} of 15 test labels differ from FP32" in shown
+    for key in ("macro_f1", "accuracy", "model_size"):
+        ((fp32, int8),) = re.findall(rf"^  {METRICS[key].heading} +(\S+) +(\S+)", shown, re.MULTILINE)
+        assert [fp32, int8] == [METRICS[key].show(record) for record in results["files"].values()]
+    assert f"{results['files']['INT8']['against_fp32']['flips']} of 15 test labels differ from FP32" in shown
 
 
 def test_report_per_class_is_of_both_files(finished_folder):
@@ -373,7 +386,7 @@ def test_report_compares_with_the_arithmetic_that_was_trained(variant, eval_flag
     done = run_stage_script(EVALUATE, "--run", variant(name), *eval_flags)
     assert done.returncode == 0, done.stderr
     results = json.loads((run_folder(variant(name)) / "results.json").read_text())
-    ours, fp32 = (results[f"valid_and_test_against_{other}"]["median_logit_difference"]
+    ours, fp32 = (results["files"]["INT8"][f"all_against_{other}"]["median_logit_difference"]
                   for other in ("simulation", "fp32"))
     assert ours * 4 <= fp32
     assert f"to the simulation, {fp32:.1e} to FP32" in done.stdout
@@ -401,7 +414,7 @@ def test_best_epoch_is_kept(train_flags, small_data, tmp_path):
     (batch,) = tokenized(run_folder(run), [text for text, _ in wrong], len(wrong))
     logits = ask_model(load_simulation(run_folder(run)), [batch])
     truth = [LABELS.index(label) for _, label in wrong]
-    assert f1_score(truth, logits.argmax(-1), average="macro", labels=[0, 1, 2]) == pytest.approx(scores[kept])
+    assert f1_score(truth, logits.argmax(-1), average="macro") == pytest.approx(scores[kept])
     loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.tensor(truth)).item()
     told = {entry["epoch"]: entry["eval_loss"] for entry in training["epochs"]}[kept]
     assert loss == pytest.approx(told, rel=1e-5)  # scored in FP32, whatever the training steps are computed in
@@ -424,11 +437,10 @@ def test_texts_are_cleaned_for_measuring_as_for_training(train, small_data, eval
     export_and_quantize(run)
     assert run_stage_script(EVALUATE, "--run", run, *eval_flags).returncode == 0
     results = json.loads((run_folder(run) / "results.json").read_text())
-    assert results["preprocessing"]["cleaning"] == "documents"
     texts = [clean(text, "documents") for text, _ in read_plain_rows("test", small_data)]
     fp32, int8 = (ask_file(run_folder(run) / name, tokenized(run_folder(run), texts))
                   for name in ("model_qat.onnx", "model_qat_int8.onnx"))
-    found = results["against_fp32"]
+    found = results["files"]["INT8"]["against_fp32"]
     assert found["max_logit_difference"] == pytest.approx(np.abs(int8 - fp32).max(), rel=1e-3)
     assert found["median_logit_difference"] == pytest.approx(np.median(np.abs(int8 - fp32)), rel=1e-3)
 

@@ -12,9 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import load_tensors_data
 from scipy.special import rel_entr
 
+from lowbit.data.tokens import width as tokens_of
 from lowbit.graph.census import census, linear_bytes
 from lowbit.ptq.files import ask_child
-from lowbit.ptq.quantizer_process import calibrate, check_runs, quantize
+from lowbit.ptq.methods import calibrate_ranges, check_runs, quantize
 
 OPTIONS = {"CALIBRATION_TEXTS": 40, "PERCENTILE": 99.9, "ENTROPY_BINS": 256, "QUANTIZE_EMBEDDINGS": True,
            "PER_CHANNEL": False, "REDUCE_RANGE": False, "SEED": 0}
@@ -36,11 +37,12 @@ def random_weights() -> dict[str, np.ndarray]:
 
 
 WEIGHTS = random_weights()
-ROWS = [np.random.default_rng(seed).integers(0, WORDS, 3 + seed % 7).tolist() for seed in range(40)]
+ROWS = [{"input_ids": np.random.default_rng(seed).integers(0, WORDS, 3 + seed % 7).tolist()} for seed in range(40)]
 
 
-def activation(row: list[int]) -> np.ndarray:
+def activation(row: dict[str, list[int]]) -> np.ndarray:
     """What ACTIVATION holds for one text: the input of the second product."""
+    row = row["input_ids"]
     return np.tanh(WEIGHTS["table"][row]) * 3 + WEIGHTS["table"][row] @ WEIGHTS["first"]
 
 
@@ -77,7 +79,7 @@ def ranges(graph, tmp_path_factory):
     files = {}
     for name in CALIBRATIONS:
         files[name] = tmp_path_factory.mktemp("ranges") / f"{name}.json"
-        calibrate(graph, files[name], name, ROWS, OPTIONS)
+        calibrate_ranges(graph, files[name], name, ROWS, OPTIONS)
     return files
 
 
@@ -86,7 +88,7 @@ def streamed_histogram(bins: int) -> tuple[np.ndarray, np.ndarray, float, float]
 
     The first text's largest magnitude is cut into `bins`; later texts add whole bins of the same width at both ends.
     """
-    texts = [activation(row) for row in sorted(ROWS, key=len, reverse=True)]
+    texts = [activation(row) for row in sorted(ROWS, key=tokens_of, reverse=True)]
     reach = np.abs(texts[0]).max()
     width = 2 * reach / bins
     for text in texts[1:]:

@@ -1,0 +1,143 @@
+"""Post-training quantization of one FP32 file: what each kind of recipe does, and calibration, a text at a time.
+
+The quantizers and calibrators are ONNX Runtime's; what is ours is that calibration is streamed.
+"""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    HQQWeightOnlyQuantConfig,
+    MatMulNBitsQuantizer,
+)
+from onnxruntime.quantization.onnx_model import ONNXModel
+from tqdm import tqdm
+
+from lowbit.data.tokens import Row, pad, width
+from lowbit.graph.inputs import sample_inputs
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import external_data
+
+PRODUCTS, TABLES = ["MatMul", "Gemm"], ["Gather"]
+CALIBRATORS = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy,
+               "percentile": CalibrationMethod.Percentile}
+INT4_INPUT = 4  # accuracy_level: MatMulNBits quantizes its input to int8 and multiplies integers
+
+
+class _OneText(CalibrationDataReader):
+    """A reader of one batch: a calibrator that is given many of these keeps one text's activations at a time."""
+
+    def __init__(self, row: Row):
+        self.left = [pad([row], 0)]
+
+    def get_next(self):
+        return self.left.pop() if self.left else None
+
+
+def quantized_ops(options: dict) -> list[str]:
+    """The ONNX operators whose inputs go to low precision."""
+    return PRODUCTS + (TABLES if options["QUANTIZE_EMBEDDINGS"] else [])
+
+
+def calibrate_ranges(source: Path, target: Path, calibration: str, rows: list[Row], options: dict) -> None:
+    """Ranges of every tensor that a static method quantizes, over `rows` one at a time and unpadded, to a JSON file.
+
+    ONNX Runtime's calibrator keeps all activations of what one call gives it, and takes one length only; called once a
+    text it merges ranges and histograms instead. The longest text comes first: its reach sets the width of the bins.
+    """
+    extra = {"minmax": {}, "entropy": {"num_bins": options["ENTROPY_BINS"]},
+             "percentile": {"percentile": options["PERCENTILE"], "symmetric": False}}[calibration]
+    calibrator = create_calibrator(source, quantized_ops(options), str(source.with_name("augmented.onnx")),
+                                   calibrate_method=CALIBRATORS[calibration], extra_options=extra,
+                                   use_external_data_format=external_data(source).exists())
+    with contextlib.redirect_stdout(None):  # it announces every text
+        ordered = sorted(rows, key=width, reverse=True)
+        for row in tqdm(ordered, desc=f"  calibrating, {calibration}", unit="text", disable=None):
+            calibrator.collect_data(_OneText(row))
+        save_tensors_data(calibrator.compute_data(), target)
+
+
+def quantize(source: Path, target: Path, recipe: dict, ranges: Path, options: dict) -> None:
+    """Write `target` from `source` as `recipe` says; `ranges` are calibrate_ranges()'s, for static recipes."""
+    RECIPES[recipe["kind"]](source, target, recipe, ranges, options)
+
+
+def logits_products(graph: onnx.GraphProto) -> list[str]:
+    """Name of the operator that gives the logits: at 8 bits they would tie, and its weight is a few KB."""
+    outputs = {output.name for output in graph.output}
+    return [node.name for node in graph.node if outputs & set(node.output)]
+
+
+def _fp16(source, target, recipe, ranges, options):
+    from lowbit.fp16.conversion import convert, read_fp32, refuse_too_large
+
+    prepared = read_fp32(source, frozenset())
+    refuse_too_large(prepared, clip=False)
+    convert(prepared, target, keep_io_types=True)
+
+
+def _dynamic(source, target, recipe, ranges, options):
+    # given the graph, not its path: for a path it writes a second file beside the first
+    quantize_dynamic(onnx.load(source), target, weight_type=QuantType.QInt8, per_channel=recipe["per_channel"],
+                     reduce_range=options["REDUCE_RANGE"], use_external_data_format=external_data(source).exists(),
+                     op_types_to_quantize=["MatMul"] + (TABLES if options["QUANTIZE_EMBEDDINGS"] else []))
+
+
+def _static(source, target, recipe, ranges, options):
+    qdq = recipe["form"] == "qdq"
+    symmetric = recipe["activations"] == "s8"
+    extra = {"ActivationSymmetric": symmetric}
+    if qdq:  # what a product gives stays float: nothing after it runs on integers
+        extra |= {"DedicatedQDQPair": True, "OpTypesToExcludeOutputQuantization": PRODUCTS}
+    logits = logits_products(onnx.load(source, load_external_data=False).graph)
+    quantize_static(source, target, None, quant_format=QuantFormat.QDQ if qdq else QuantFormat.QOperator,
+                    op_types_to_quantize=quantized_ops(options), per_channel=options["PER_CHANNEL"],
+                    reduce_range=options["REDUCE_RANGE"], nodes_to_exclude=[] if qdq else logits,
+                    activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8, weight_type=QuantType.QInt8,
+                    calibrate_method=CALIBRATORS[recipe["calibration"]], extra_options=extra,
+                    calibration_cache_path=ranges, use_external_data_format=external_data(source).exists())
+
+
+def _int4(source, target, recipe, ranges, options):
+    if recipe["algorithm"] == "hqq":
+        if recipe["symmetric"]:
+            raise UserError("HQQ has no symmetric form: what it optimises is the zero point")
+        config = HQQWeightOnlyQuantConfig(block_size=recipe["block_size"], bits=4, op_types_to_quantize=("MatMul",))
+    else:
+        config = DefaultWeightOnlyQuantConfig(block_size=recipe["block_size"], is_symmetric=recipe["symmetric"],
+                                              accuracy_level=INT4_INPUT, op_types_to_quantize=("MatMul",))
+    model = ONNXModel(onnx.load(source))
+    logits = logits_products(model.model.graph)
+    model.replace_gemm_with_matmul()  # MatMulNBits knows no Gemm: the pooler's
+    quantizer = MatMulNBitsQuantizer(model.model, algo_config=config, nodes_to_exclude=[
+        *logits, *(f"{name}_MatMul" for name in logits)])
+    quantizer.process()
+    if options["QUANTIZE_EMBEDDINGS"]:  # tables at 8 bits: at 32 they would outweigh all products
+        quantize_dynamic(quantizer.model.model, target, weight_type=QuantType.QInt8, op_types_to_quantize=TABLES)
+    else:
+        onnx.save(quantizer.model.model, target)
+
+
+RECIPES = {"fp16": _fp16, "dynamic": _dynamic, "static": _static, "int4": _int4}
+
+
+def check_runs(path: Path) -> None:
+    """Load the file and run one batch; raises RuntimeError for logits that are no numbers."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = tuple(given.name for given in session.get_inputs())
+    logits = session.run(["logits"], sample_inputs(8, 2, 5, 3, 0, names))[0]
+    if not np.isfinite(logits).all():
+        raise RuntimeError("its logits are no numbers")

@@ -6,6 +6,7 @@ Next    copy the folder to the server; pip install -r requirements.txt; python p
 """
 import importlib.metadata
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from lowbit.data.task import TASK_FILE, task_of
 from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES, load_reader
 from lowbit.measure.record import RESULTS, TOO_MUCH, UNSURE, judge, metrics, quality_metrics, read_results_file
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, external_data, resolve, run_dir, sha256, shown, write_json
+from lowbit.pipeline.files import ROOT, atomic_folder, claim, external_data, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import integer_advice, machine, versions
 from lowbit.pipeline.manifest import recorded, settings_of, shipped
 from lowbit.pipeline.settings import check
@@ -28,10 +29,11 @@ MAX_DROP = 1.0                  # points of test accuracy below FP32 from which 
 FORCE = False                   # pack a run that was not evaluated, or lost more than MAX_DROP
 # --------------------------------------------------------------------------------------------------
 
-STAGE = "deploy/pack.py"
+MANIFEST, FORMAT = "manifest.json", 2
 KINDS = {"int8": "model_quantized.onnx", "fp16": "model_fp16.onnx"}  # as transformers.js names them
-SCRIPTS = ("predict.py", "predictor.py", "records.py")
+SCRIPTS = ("predict.py", "predictor.py", "rows.py", "records.py", "flags.py")
 SERVER_PACKAGES = ("numpy", "onnxruntime", "tokenizers")
+RUNTIME = "onnxruntime"  # what predict.py runs a file in
 SAME = 1e-5  # a logit that batch-mates move by less does not show in a probability
 
 
@@ -46,6 +48,12 @@ def evaluation(folder: Path, ships: dict) -> dict | None:
         check(FORCE, f"{error}; or pack it as it is with --force")
         return None
     results = read_results_file(folder / RESULTS)
+    runtime = results["protocol"]["RUNTIME"]
+    if runtime != RUNTIME:
+        check(FORCE, f"{folder.name} was evaluated in {runtime}, but predict.py runs the file in {RUNTIME}: evaluate "
+                     f"it there (`python {ships['stages']['evaluate']} --run {folder.name} --runtime {RUNTIME}`), or "
+                     "pack it without figures with --force")
+        return None
     record = results["files"][ships["precision"].upper()]
     found, loss = judge(record, MAX_DROP), record["loss"]
     check(FORCE or found != TOO_MUCH,
@@ -56,6 +64,48 @@ def evaluation(folder: Path, ships: dict) -> dict | None:
         print(f"  {loss['texts']} texts are too few to tell whether it loses more than {MAX_DROP:g} points: "
               f"{loss['points']:+.2f} were measured, {loss['low']:+.2f} to {loss['high']:+.2f} are possible (95 %)")
     return record | {"measured_on": results["machine"], "protocol": results["protocol"]}
+
+
+def target_folder() -> Path:
+    """DIST/<RUN>; raises UserError where a pack would replace something else."""
+    target = resolve(DIST) / RUN
+    check(not target.resolve().is_relative_to((ROOT / "models").resolve()),
+          f"DIST is {DIST!r}: {shown(target)} lies among the runs, and would be replaced: name another folder")
+    if target.exists():
+        check(target.is_dir(), f"{shown(target)} is a file: name another DIST, or move it away")
+        check(not any(target.iterdir()) or bool(packed_files(target)),
+              f"{shown(target)} was not made by pack.py: name another DIST, or move it away")
+    return target
+
+
+def packed_files(folder: Path) -> list[str]:
+    """The files that an earlier pack.py wrote into a folder, by its manifest; none where there is no such manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        names = [*manifest["files"], MANIFEST] if manifest["model"] in manifest["files"] else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts]
+
+
+def replace(target: Path, packed: Path) -> int:
+    """Put the files of a new pack in the place of the old one's; returns how many others are in the folder, left alone.
+
+    The manifest comes last: until then it does not fit the files, and predict.py refuses the folder.
+    """
+    if not target.exists():
+        packed.rename(target)
+        return 0
+    old = packed_files(target)
+    new = sorted((path.relative_to(packed).as_posix() for path in packed.rglob("*") if path.is_file()),
+                 key=lambda name: name == MANIFEST)
+    for name in new:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(packed / name, target / name)
+    for name in set(old) - set(new):
+        (target / name).unlink(missing_ok=True)
+    return sum(path.is_file() and path.relative_to(target).as_posix() not in new and "__pycache__" not in path.parts
+               for path in target.rglob("*"))
 
 
 def main(settings):
@@ -70,8 +120,10 @@ def main(settings):
     preprocessing = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
     dependence = (measured or {}).get("batch_dependence")
     alone = dependence is None or dependence["max_logit_difference"] > SAME
-    parent = resolve(DIST)
-    with atomic_folder(parent) as scratch:
+    target = target_folder()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    claim(target.parent)
+    with atomic_folder(target.parent) as scratch:
         packed = scratch / RUN
         (packed / "onnx").mkdir(parents=True)
         name = f"onnx/{KINDS[kind]}"
@@ -88,11 +140,11 @@ def main(settings):
             shutil.copyfile(Path(__file__).with_name(script), packed / script)
         (packed / "requirements.txt").write_text("".join(
             f"{package}=={importlib.metadata.version(package)}\n" for package in SERVER_PACKAGES), encoding="utf-8")
-        files = sorted(path for path in packed.rglob("*") if path.is_file())
-        write_json(packed / "manifest.json", {
-            "model": name, "batch_size": 1 if alone else 16, "labels": preprocessing["labels"],
-            "files": {path.relative_to(packed).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-                      for path in files},
+        files = {path.relative_to(packed).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+                 for path in sorted(packed.rglob("*")) if path.is_file()}
+        write_json(packed / MANIFEST, {
+            "format": FORMAT, "model": name, "batch_size": 1 if alone else 16, "labels": preprocessing["labels"],
+            "files": files,
             "measured": measured and {metric.key: metric.value(measured) / metric.scale for metric in (
                 *quality_metrics(task), *metrics("model_size"))},
             "batch_dependence": dependence, "test_texts": measured and measured["samples"],
@@ -100,13 +152,9 @@ def main(settings):
             "cpu_advice": integer_advice() if kind == "int8" else "FP16 gains no time on CPUs",
             "packed_on": machine(), "versions": versions(), "run": RUN,
             "settings": settings_of(folder, ships["stages"]["quantize"])})
-        target = parent / RUN
-        old = scratch / "old"
-        if target.exists():
-            target.rename(old)
-        packed.rename(target)
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    print(f"  {len(files) + 1} files, {size / 1e6:.1f} MB")
+        kept = replace(target, packed)
+    print(f"  {len(files) + 1} files, {sum(entry['bytes'] for entry in files.values()) / 1e6:.1f} MB"
+          + f"; {kept} files that are not of the pack were left in it" * bool(kept))
     print(f"  predict.py labels {'one text' if alone else '16 texts'} at a time: "
           + ("batch-mates move this file's logits" if alone else "batch-mates do not move this file's logits"))
     print(f"wrote {shown(target)}; on the server: pip install -r requirements.txt && python predict.py \"teksnya\"")

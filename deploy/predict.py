@@ -2,125 +2,165 @@
 
 Needs    the folder that pack.py made, and numpy, onnxruntime, tokenizers; nothing of the project it comes from
 Reads    .tsv, .csv, .jsonl, or .txt with a text a line; each also .gz
-Writes   one record a row, in the rows' order: label and probabilities, or the row's error
+Writes   one record a row, in the rows' order: label and probabilities (or a number), or the row's error
 Status   0; 1 if a row had an error; 2 if nothing could be done, or not to the end
 """
-import argparse
+import errno
 import itertools
 import os
 import sys
 import time
 from pathlib import Path
 
-from predictor import Predictor, Refusal, read_manifest, verify
-from records import Output, checked, lines_of, open_input, texts_of
+import numpy as np
+from flags import settings_of
+from predictor import MOST_BATCH, Predictor, Refusal, identity, read_manifest, verify
+from records import EMPTY, Finished, Form, Output, form_of
+from rows import open_input, read_rows, rows_of_words
 
 # ---- settings: edit here, or for one run: --input reviews.csv --output labels.jsonl ---------------
 MODEL_DIR = ""                  # folder that pack.py made; "" = where this script lies
 INPUT = ""                      # file to label; "" = the words behind the command, or standard input
 FORMAT = ""                     # tsv, csv, jsonl or txt; "" = by the file's name, txt for standard input
-COLUMN = "text"                 # column or key of the text; a number, from 1, for a tsv or csv without a header
+COLUMN = ""                     # column or key of the text (of a pair two, with a comma), or number from 1
+KEEP = ""                       # columns or keys that are copied into each record, such as id,text
+SEPARATOR = ""                  # between the columns of a csv or tsv; "" = comma, tab
+ENCODING = "utf-8"              # of the input, such as utf-16 or cp1252
 OUTPUT = ""                     # .jsonl or .tsv file; "" = standard output
 RESUME = False                  # go on where a killed run with the same settings stopped
+FORCE = False                   # replace OUTPUT, or begin again what a killed run has begun
 CHECK = False                   # only verify every file of the folder against manifest.json
 THREADS = 0                     # of the session; 0 = every core
 BATCH_SIZE = 0                  # texts a batch; 0 = as pack.py found safe: 1 where batch-mates move a text's logits
 WINDOW = 4096                   # rows that are read, sorted by length, labelled and written at a time
+TEXT_BYTES = 1_000_000          # bytes of a text; a longer one is an error
 # --------------------------------------------------------------------------------------------------
 
-BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+WINDOW_CHARACTERS = 4_000_000  # of the texts of a window: it is closed early by long ones
+LIMITS = {"THREADS": (0, max(64, 2 * (os.cpu_count() or 1))), "BATCH_SIZE": (0, MOST_BATCH), "WINDOW": (1, 1_000_000),
+          "TEXT_BYTES": (1, 100_000_000)}
+FAULTS = {errno.ENOSPC: "no space is left", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "it is too large",
+          errno.EROFS: "the file system is read-only", errno.EACCES: "permission is denied",
+          errno.ENAMETOOLONG: "the name is too long", errno.EIO: "the disk or stream fails"}
 
 
-def settings_of(argv: list[str]) -> tuple[dict, list[str]]:
-    """(settings, words): the constants above, each with its flag laid over it, and what is no flag."""
-    source = Path(__file__).read_text(encoding="utf-8")
-    block = source.split("# ---- settings")[1].split("# ----")[0]
-    comments = {line.split(" ")[0]: line.partition("  # ")[2].strip() for line in block.splitlines()[1:]}
-    constants = {name: globals()[name] for name in comments if name.isupper()}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    for name, value in constants.items():
-        flag = f"--{name.lower().replace('_', '-')}"
-        if isinstance(value, bool):
-            parser.add_argument(flag, dest=name, nargs="?", const=True, default=value, help=comments[name],
-                                type=lambda text: BOOLEANS[text.lower()])
-        else:
-            parser.add_argument(flag, dest=name, default=value, type=type(value), help=f"{comments[name]} [{value}]")
-    parser.add_argument("words", nargs="*", help="texts to label")
-    found = vars(parser.parse_args(argv))
-    return {name: found[name] for name in constants}, found["words"]
-
-
-def label_rows(texts, predictor: Predictor, out: Output, window: int) -> Refusal | None:
-    """Label every row behind those that `out` holds already; returns what ended the input too early, or None."""
+def windows(rows, window: int):
+    """(rows, the Refusal that ended the input too early, or None) of each window: `window` rows, fewer long ones."""
     ended = None
-    skipped = sum(1 for _ in itertools.islice(texts, out.done))
-    if skipped < out.done:
-        raise Refusal(f"the input has {skipped} rows, fewer than the {out.done} that are labelled already: "
-                      "start again without --resume")
-    started, row, shown = time.monotonic(), out.done, sys.stderr.isatty()
     while ended is None:
-        rows = []
+        held, size = [], 0
         try:
-            for text in itertools.islice(texts, window):
-                rows.append(checked(text))
+            for row in itertools.islice(rows, window):
+                held.append(row)
+                size += row.characters()
+                if size > WINDOW_CHARACTERS:
+                    break
         except Refusal as error:
             ended = error
-        if not rows:
-            break
-        good = [i for i, text in enumerate(rows) if not isinstance(text, ValueError)]
-        for i, chances in zip(good, predictor.probabilities([rows[i] for i in good]), strict=True):
-            rows[i] = chances
-        out.write(row + 1, rows)
-        row += len(rows)
+        if not held and ended is None:
+            return
+        yield held, ended
+
+
+def label_rows(rows, predictor: Predictor, out: Output, window: int) -> Refusal | None:
+    """Label every row behind those that `out` holds already; returns what ended the input too early, or None."""
+    rows = iter(rows)
+    out.pass_over(itertools.islice(rows, out.done))
+    started, ended, shown = time.monotonic(), None, sys.stderr is not None and sys.stderr.isatty()
+    for held, broken in windows(rows, window):
+        ended = broken
+        good = [place for place, row in enumerate(held) if not row.error]
+        answers, empty = predictor.answers([held[place].text for place in good])
+        found = dict(zip(good, zip(answers, empty, strict=True), strict=True))
+        for place in [place for place in good if not np.isfinite(found[place][0]).all()]:
+            held[place] = held[place]._replace(error="the model's answer is no number")
+            del found[place]
+        out.write(held, found)
         if shown:
-            rate = (row - out.done) / (time.monotonic() - started)
-            print(f"\r{row:,} rows, {rate:,.0f} rows/s ", end="", file=sys.stderr, flush=True)
+            rate = (out.rows - out.done) / (time.monotonic() - started)
+            print(f"\r{out.rows:,} rows, {rate:,.0f} rows/s ", end="", file=sys.stderr, flush=True)
     if shown:
         print(file=sys.stderr)
     return ended
 
 
+def say(text: str) -> None:
+    """A line on standard error, if it is open."""
+    if sys.stderr is not None:
+        print(text, file=sys.stderr)
+
+
+def summary(out: Output, predictor: Predictor, seconds: float, labelled: int) -> None:
+    """Where the time went, and what was found."""
+    parts = {name: predictor.seconds[name] for name in ("cleaning", "tokens", "session")}
+    parts["reading and writing"] = max(seconds - sum(parts.values()), 0)
+    shares = ", ".join(f"{name} {100 * spent / seconds:.0f} %" for name, spent in parts.items())
+    say(f"{labelled} rows in {seconds:.1f} s, {labelled / seconds:.0f} rows/s: {shares}")
+    counts, empty, errors = out.counts, out.counts[EMPTY], out.counts[""]
+    kinds = ", ".join(f"{kind} {counts[kind]}" for kind in predictor.labels or ["value"])
+    say(f"{out.rows} rows: {kinds}, {errors} error{'s' * (errors != 1)}"
+        + f", {empty} empty after cleaning" * bool(empty))
+
+
 def main(argv: list[str]) -> int:
-    s, words = settings_of(argv)
-    for name in ("WINDOW", "BATCH_SIZE", "THREADS"):
-        if s[name] < (name == "WINDOW"):
-            raise Refusal(f"{name} is {s[name]}; it must be {'above 0' if name == 'WINDOW' else '0 or more'}")
+    s, words = settings_of(globals(), argv, LIMITS, "texts to label; behind -- where one starts with a dash")
+    if words and s["INPUT"]:
+        raise Refusal(f"INPUT is {s['INPUT']}, and there are texts behind the command ({words[0]!r}): give one of both")
     folder = Path(s["MODEL_DIR"]) if s["MODEL_DIR"] else Path(__file__).resolve().parent
     if s["CHECK"]:
         manifest = read_manifest(folder)
         verify(folder, manifest, manifest["files"])
-        print(f"{len(manifest['files'])} files are as they were packed")
+        say(f"{len(manifest['files'])} files are as they were packed")
         return 0
-    lines, form, where = open_input(s["INPUT"], s["FORMAT"], words)
     predictor = Predictor(folder, s["THREADS"], s["BATCH_SIZE"])
-    out = Output(s["OUTPUT"], predictor.labels, {
-        "input": where, "format": form, "column": s["COLUMN"], "window": s["WINDOW"],
-        "batch_size": predictor.batch_size,
-        "model": predictor.manifest["files"][predictor.model]["sha256"]}, s["RESUME"])
+    source = None if words else open_input(s["INPUT"], s["FORMAT"], s["ENCODING"], s["SEPARATOR"])
+    columns = [name.strip() for name in s["COLUMN"].split(",")] if s["COLUMN"] else predictor.texts
+    if len(columns) != len(predictor.texts):
+        raise Refusal(f"COLUMN names {len(columns)} columns; this model reads {len(predictor.texts)}: "
+                      + ", ".join(predictor.texts))
+    keep = [name.strip() for name in s["KEEP"].split(",") if name.strip()]
+    # a header is understood before anything is written
+    rows = (rows_of_words(words, len(columns), s["TEXT_BYTES"]) if words
+            else read_rows(source, columns, keep, s["TEXT_BYTES"]))
+    form = Form(form_of(s["OUTPUT"]), predictor.labels, keep)
+    made_of = {"format": source and source.form, "column": columns, "keep": keep, "encoding": s["ENCODING"],
+               "separator": source and source.separator, "window": s["WINDOW"], "text_bytes": s["TEXT_BYTES"],
+               "batch_size": predictor.batch_size, "model": identity(predictor.manifest)}
+    reading = None if words else s["INPUT"] or sys.stdin.fileno()
+    try:
+        out = Output(s["OUTPUT"], reading, form, made_of, s["RESUME"], s["FORCE"])
+    except Finished:
+        say(f"{s['OUTPUT']} is finished already; nothing was done (--force makes it anew)")
+        return 0
+    started = time.monotonic()
     if out.done:
-        print(f"resuming behind row {out.done}", file=sys.stderr)
-    ended = label_rows(texts_of(lines_of(lines), form, s["COLUMN"], where), predictor, out, s["WINDOW"])
+        say(f"resuming behind row {out.done}")
+    ended = label_rows(rows, predictor, out, s["WINDOW"])
     if ended is not None:
         raise ended
     out.finish()
-    total, errors = out.counts.total(), out.counts[""]
     if not words:
-        counts = ", ".join(f"{label} {out.counts[label]}" for label in predictor.labels)
-        print(f"{total} rows: {counts}, {errors} error{'s' * (errors != 1)}", file=sys.stderr)
-    return 1 if errors else 0
+        summary(out, predictor, time.monotonic() - started, out.rows - out.done)
+    return 1 if out.counts[""] else 0
 
 
 if __name__ == "__main__":
     try:
         status = main(sys.argv[1:])
     except Refusal as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
+        say(f"error: {refusal}")
         status = 2
     except KeyboardInterrupt:
-        print("error: interrupted; with --output, go on with --resume", file=sys.stderr)
+        say("error: interrupted; with --output, go on with --resume")
         status = 130
     except BrokenPipeError:  # the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         status = 0
+    except OSError as error:
+        if error.errno not in FAULTS:
+            raise
+        where = f"{error.filename}: " if error.filename else "the output: "
+        say(f"error: {where}{FAULTS[error.errno]}; what was written stays: mend it, then go on with --resume")
+        status = 2
+    if sys.stdout is not None:
+        sys.stdout = None  # nothing is left to be flushed
     sys.exit(status)

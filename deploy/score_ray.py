@@ -2,87 +2,161 @@
 
 Needs    pip install -r requirements-ray.txt; on a cluster, MODEL_DIR, INPUT and OUTPUT in folders that all nodes see
 Reads    INPUT                              .parquet, .jsonl, .csv, .tsv, .txt; all but .parquet also .gz
-Writes   OUTPUT/<file>.jsonl                as predict.py does; a file that is there already is not scored again
+Writes   OUTPUT/<file>.jsonl                as predict.py does; what the same model made of the same file is kept
+         OUTPUT/scored.json                 of which model and input each file was made
 """
 import glob
+import json
 import logging
 import os
 import sys
 from pathlib import Path
 
-from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import resolve, shown
+from lowbit.pipeline.errors import UserError, sentence_for
+from lowbit.pipeline.files import claim, resolve, shown, write_json
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --workers 8 ---------------------------------------------
 MODEL_DIR = "dist/indobert-qat-int8-smsa"  # folder that pack.py made
 INPUT = "data/incoming"         # a folder, or a glob such as "data/incoming/2026-*.csv.gz"
-COLUMN = "text"                 # column or key of the text; a number, from 1, for csv and tsv without a header
+COLUMN = ""                     # column or key of the text (of a pair two, with a comma), or number from 1
+KEEP = ""                       # columns or keys that are copied into each record, such as id,text
 OUTPUT = "data/scored"          # folder of the records
+FORCE = False                   # replace records of another model or of an older file
 WORKERS = 2                     # processes that hold the model
 THREADS = 1                     # cores of each
 WINDOW = 4096                   # rows that a worker reads, sorts by length, labels and writes at a time
+TEXT_BYTES = 1_000_000          # bytes of a text; a longer one is an error
 # --------------------------------------------------------------------------------------------------
 
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".txt")
+LEDGER = "scored.json"
 
 
 class ScoreFile:
     """A Ray Data actor: loads the model once, then turns files into records, each whole or not at all."""
 
-    def __init__(self, model_dir: str, column: str, window: int, threads: int):
+    def __init__(self, model_dir: str, s: dict):
         sys.path.insert(0, model_dir)  # predict.py and what it imports, as packed with the model
         from predictor import Predictor
 
-        self.predictor, self.column, self.window = Predictor(Path(model_dir), threads), column, window
+        self.predictor, self.s = Predictor(Path(model_dir), s["THREADS"]), s
+        self.columns, self.keep = ([name.strip() for name in s[key].split(",") if name.strip()]
+                                   for key in ("COLUMN", "KEEP"))
+        self.columns = self.columns or self.predictor.texts
 
     def __call__(self, task: dict) -> dict:
-        """{"path", "target"} -> the same with `rows`, `errors` and `refusal`, which is "" for a whole file."""
+        """{"path", "target", "force"} -> the same with `rows`, `errors` and `refusal`, which is "" for a whole file."""
         from predict import label_rows
-        from predictor import Refusal
-        from records import Output
+        from predictor import Refusal, identity
+        from records import Finished, Form, Output
 
+        found = {**task, "rows": 0, "errors": 0, "refusal": ""}
         try:
-            out = Output(task["target"], self.predictor.labels, {
-                "input": task["path"], "column": self.column, "window": self.window,
-                "batch_size": self.predictor.batch_size,
-                "model": self.predictor.manifest["files"][self.predictor.model]["sha256"]}, resume=True)
-            ended = label_rows(self.texts(task["path"]), self.predictor, out, self.window)
+            rows = self.rows(task["path"])
+            made_of = {"columns": self.columns, "keep": self.keep, "window": self.s["WINDOW"],
+                       "batch_size": self.predictor.batch_size, "model": identity(self.predictor.manifest),
+                       "input": task["input"]}
+            out = Output(task["target"], task["path"], Form("jsonl", self.predictor.labels, self.keep), made_of,
+                         not task["force"], task["force"])
+            ended = label_rows(rows, self.predictor, out, self.s["WINDOW"])
             if ended is None:
                 out.finish()
+            return {**found, "rows": out.rows, "errors": out.counts[""], "refusal": str(ended or "")}
+        except Finished:
+            return found
         except Refusal as error:
-            return {**task, "rows": 0, "errors": 0, "refusal": str(error)}
-        return {**task, "rows": out.counts.total(), "errors": out.counts[""], "refusal": str(ended or "")}
+            return {**found, "refusal": str(error)}
+        except OSError as error:  # one file that cannot be read or written is one refusal
+            return {**found, "refusal": sentence_for(error) or f"{task['path']}: {error}"}
 
-    def texts(self, path: str):
-        """Each row's text, or the ValueError of a row that has none."""
+    def rows(self, path: str):
+        """The rows of a file."""
         from predictor import Refusal
-        from records import lines_of, open_input, texts_of
+        from rows import open_input, read_rows, row_of
 
-        if path.endswith(".parquet"):
-            import pyarrow.parquet
+        if not path.endswith(".parquet"):
+            return read_rows(open_input(path, "", "utf-8", ""), self.columns, self.keep, self.s["TEXT_BYTES"])
+        import pyarrow
+        import pyarrow.parquet
 
+        try:
             table = pyarrow.parquet.ParquetFile(path)
-            if self.column not in table.schema_arrow.names:
-                raise Refusal(f"{path} has no column {self.column!r}, but {', '.join(table.schema_arrow.names)}")
-            return (value if isinstance(value, str) else ValueError("has no text")
-                    for batch in table.iter_batches(self.window, columns=[self.column])
-                    for value in batch.column(0).to_pylist())
-        lines, form, where = open_input(path, "", [])
-        return texts_of(lines_of(lines), form, self.column, where)
+        except pyarrow.ArrowException as error:
+            raise Refusal(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+        absent = [name for name in self.columns + self.keep if name not in table.schema_arrow.names]
+        if absent:
+            raise Refusal(f"{path} has no column {absent[0]!r}, but {', '.join(table.schema_arrow.names)}")
+
+        def every():
+            try:
+                for batch in table.iter_batches(min(self.s["WINDOW"], 1024), columns=self.columns + self.keep):
+                    for record in batch.to_pylist():
+                        yield _row(tuple(record[name] for name in self.columns), [record[name] for name in self.keep])
+            except pyarrow.ArrowException as error:
+                raise Refusal(f"{path} breaks off ({str(error).splitlines()[0]}); the rows before are labelled"
+                              ) from None
+
+        def _row(texts, kept):
+            if all(isinstance(text, str) for text in texts):
+                return row_of(texts, kept, self.s["TEXT_BYTES"])
+            return row_of(("",), kept, 1)._replace(error="has no text")
+        return every()
 
 
 def tasks_of(source: str, output: Path) -> list[dict]:
     """Every input file with the file its records go to; raises UserError for none, or for two of one name."""
     pattern = source if glob.has_magic(source) else f"{source}/*"
     found = sorted(path for path in glob.glob(str(resolve(pattern))) if Path(path).is_file()
-                   and Path(path.removesuffix(".gz")).suffix in SUFFIXES)
+                   and Path(path.lower().removesuffix(".gz")).suffix in SUFFIXES)
     check(bool(found), f"INPUT {source} holds no {', '.join(SUFFIXES)} file: name a folder or a glob")
     targets = [str(output / f"{Path(path).name}.jsonl") for path in found]
     double = next((path for path, target in zip(found, targets, strict=True) if targets.count(target) > 1), None)
     check(double is None, f"INPUT holds two files named {Path(double or '').name}: score them one after the other")
-    return [{"path": path, "target": target} for path, target in zip(found, targets, strict=True)]
+    return [{"path": path, "target": target, "force": False, "input": identity_of(path)}
+            for path, target in zip(found, targets, strict=True)]
+
+
+def identity_of(path: str) -> str:
+    """Bytes and time of a file: what tells an input from a later one of its name."""
+    seen = os.stat(path)
+    return f"{seen.st_size} bytes of {seen.st_mtime_ns}"
+
+
+def read_ledger(output: Path) -> dict[str, dict]:
+    """Name of a file of records -> the model and input that it was made of."""
+    try:
+        return json.loads((output / LEDGER).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{shown(output / LEDGER)} cannot be read ({error}): name another OUTPUT") from None
+
+
+def tasks_to_do(tasks: list[dict], made: dict, output: Path) -> list[dict]:
+    """The tasks whose records are not there yet, each with what it is `made` of; notes in the ledger what is begun.
+
+    Raises UserError, unless FORCE, for records of another model, other settings, or an older file.
+    """
+    ledger, todo, stale = read_ledger(output), [], []
+    for task in tasks:
+        name, task["made"] = Path(task["target"]).name, made | {"input": task["input"]}
+        if Path(task["target"]).exists() and ledger.get(name) == task["made"]:
+            continue
+        todo.append(task)
+        if Path(task["target"]).exists():
+            stale.append(name)
+            ledger[name] = {"replacing": task["made"]}  # until it is done, what lies there is the old one
+        else:
+            ledger[name] = task["made"]
+        task["force"] = FORCE
+    check(FORCE or not stale,
+          f"{len(stale)} files in {shown(output)} were not made by this model with these settings of these inputs; the "
+          f"first is {(stale or [''])[0]}: name another OUTPUT, or replace them with --force")
+    if todo:
+        write_json(output / LEDGER, ledger)
+    return todo
 
 
 def main(settings):
@@ -91,14 +165,17 @@ def main(settings):
         import ray
     except ImportError:
         raise UserError("Ray is not installed: `pip install -r requirements-ray.txt`") from None
-    for name in ("WORKERS", "THREADS", "WINDOW"):
-        check(settings[name] > 0, f"{name} is {settings[name]}; it must be above 0")
+    for name, most in (("WORKERS", 10_000), ("THREADS", 1024), ("WINDOW", 1_000_000), ("TEXT_BYTES", 100_000_000)):
+        check(0 < settings[name] <= most, f"{name} is {settings[name]}; it must be from 1 to {most}")
     model_dir, output = resolve(MODEL_DIR), resolve(OUTPUT)
     check((model_dir / "manifest.json").exists(),
-            f"MODEL_DIR {shown(model_dir)} holds no manifest.json: run `python deploy/pack.py` first")
+          f"MODEL_DIR {shown(model_dir)} holds no manifest.json: run `python deploy/pack.py` first")
     tasks = tasks_of(INPUT, output)
     output.mkdir(parents=True, exist_ok=True)
-    todo = [task for task in tasks if not Path(task["target"]).exists()]
+    claim(output)
+    made = {"model": identity_of_model(model_dir), "column": COLUMN, "keep": KEEP, "window": WINDOW,
+            "text_bytes": TEXT_BYTES}
+    todo = tasks_to_do(tasks, made, output)
     print(f"  {len(tasks)} files, {len(tasks) - len(todo)} scored before", flush=True)
     rows = errors = 0
     refused = []
@@ -111,15 +188,28 @@ def main(settings):
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         scored = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
-            ScoreFile, fn_constructor_args=(str(model_dir), COLUMN, WINDOW, THREADS), num_cpus=THREADS,
+            ScoreFile, fn_constructor_args=(str(model_dir), settings), num_cpus=THREADS,
             compute=ray.data.ActorPoolStrategy(size=min(WORKERS, len(todo))))
         for done in scored.iter_rows():
             rows, errors = rows + done["rows"], errors + done["errors"]
             refused += [done["refusal"]] if done["refusal"] else []
             said = done["refusal"] or f"{done['rows']} rows, {done['errors']} errors"
             print(f"  {Path(done['path']).name}: {said}", flush=True)
+            if not done["refusal"]:
+                write_json(output / LEDGER, read_ledger(output) | {Path(done["target"]).name: done["made"]})
     print(f"{rows} rows, {errors} errors in {len(todo) - len(refused)} files; records in {shown(output)}")
     check(not refused, f"{len(refused)} files could not be scored to their end: {'; '.join(refused[:3])}")
+
+
+def identity_of_model(model_dir: Path) -> str:
+    """Predictor.identity() of a packed folder."""
+    sys.path.insert(0, str(model_dir))
+    from predictor import Refusal, identity, read_manifest
+
+    try:
+        return identity(read_manifest(model_dir))
+    except Refusal as error:
+        raise UserError(str(error)) from None
 
 
 if __name__ == "__main__":

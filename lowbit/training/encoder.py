@@ -39,8 +39,9 @@ def load_pretrained(name: str, revision: str, task: Task):
     source = {"pretrained_model_name_or_path": str(folder) if local else name}
     if not local:
         source["revision"] = revision or "main"
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # weight files load in a second
+    logging.disable_progress_bar()  # weight files load and are written in a second
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is new is checked and said below
     try:
         before = AutoConfig.from_pretrained(**source).id2label
         tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -55,8 +56,7 @@ def load_pretrained(name: str, revision: str, task: Task):
                         f"{source['revision'][:12]} (no network, no such model, or none cached); "
                         f"the bundled encoder needs neither: --model-name {BUNDLED}") from error
     finally:
-        if bars:
-            logging.enable_progress_bar()
+        logging.set_verbosity(verbosity)
     # only the head is new; an encoder whose own weights do not fit would be trained from noise
     names = [entry if isinstance(entry, str) else entry[0]
              for kind in ("missing_keys", "mismatched_keys") for entry in loaded[kind]]
@@ -65,20 +65,24 @@ def load_pretrained(name: str, revision: str, task: Task):
         raise UserError(f"MODEL_NAME {name!r}: the weights in {shown(folder) if local else name} do not fit its "
                         f"config.json in {len(wrong)} tensors, the first is {wrong[0]}; take a whole copy of the model")
     known = [before[i] for i in sorted(before)]
-    if task.labels and known != list(task.labels) and not known[0].startswith("LABEL_"):
-        renew_head(model)  # it was trained to tell other labels apart
+    if not names and task.labels and known != list(task.labels) and not known[0].startswith("LABEL_"):
+        names = renew_head(model)  # it was trained to tell other labels apart
+    if names:
+        print(f"  new, not trained yet: {', '.join(names)}")
     tokenizer.model_max_length = model.config.max_position_embeddings
     return model, tokenizer
 
 
-def renew_head(model) -> None:
-    """Draw the weights outside the encoder anew, in place, as if no head had ever been trained."""
-    for name, tensor in model.named_parameters():
-        if not name.startswith(f"{model.base_model_prefix}."):
-            if tensor.ndim > 1:
-                torch.nn.init.normal_(tensor, std=model.config.initializer_range)
-            else:
-                torch.nn.init.zeros_(tensor)
+def renew_head(model) -> list[str]:
+    """Draw the weights outside the encoder anew, in place, as if no head had ever been trained; returns their names."""
+    head = {name: tensor for name, tensor in model.named_parameters()
+            if not name.startswith(f"{model.base_model_prefix}.")}
+    for tensor in head.values():
+        if tensor.ndim > 1:
+            torch.nn.init.normal_(tensor, std=model.config.initializer_range)
+        else:
+            torch.nn.init.zeros_(tensor)
+    return list(head)
 
 
 def save_run(folder: Path, model, reader: TextReader, task: Task) -> None:

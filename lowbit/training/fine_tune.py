@@ -3,6 +3,7 @@
 import contextlib
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lowbit.data.cleaning import require_preset
 from lowbit.data.task import Task, read_task
@@ -194,8 +195,10 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
         data_collator=DataCollatorWithPadding(tokenizer), callbacks=[_EpochLine(fingerprint, check_epoch)],
         compute_metrics=lambda p: quick_score(p.label_ids, p.predictions, data.task))
     trainer.train_dtype = autocast
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_Progress)
+    for printer in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(printer)
+    if sys.stderr.isatty():
+        trainer.add_callback(_Progress)
     print(f"  {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters on {trainer.args.device}, "
           f"training steps in {autocast or 'FP32'}, scores in FP32", flush=True)
     with trainer.args.main_process_first(desc="looking for checkpoints"):

@@ -154,7 +154,8 @@ HOSTILE = {
     "white": (b" \xc2\xa0 ", "empty text"),
     "NUL": (b"en\0ak", "NUL"),
     "not UTF-8": (b"caf\xe9 enak", "UTF-8"),
-    "a megabyte": (b"tidak enak sekali " * 60_000, None),
+    "a megabyte": (b"tidak enak sekali " * 55_000, None),
+    "more than a megabyte": (b"tidak enak sekali " * 56_000, "TEXT_BYTES"),
     "a megabyte of one word": (b"a" * 1_000_000, None),
     "emoji": ("😀😀👩‍👩‍👧".encode(), None),
     "right to left": ("هذا مطعم رائع".encode(), None),
@@ -186,12 +187,12 @@ def test_hostile_rows_are_records_of_their_own(packed, tmp_path, suffix):
         assert ("error" in record) == (said is not None), (name, record)
         assert said is None or said in record["error"]
     assert found[0]["probabilities"] == found[-1]["probabilities"]
-    assert b"4 errors" in done.stderr
+    assert b"5 errors" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "content", "said"), [
     ("a.jsonl", b'{"text": 5}\n{"x": 1}\n[1]\n{"text"\n{"text": null}\n',
-     ("no text", "no key 'text'", "no text", "no JSON", "no text")),
+     ("no text", "no key 'text'", "no JSON object", "no JSON", "no text")),
     ("a.tsv", b"id\ttext\n1\n2\tenak\n", ("1 columns", None)),
     ("a.csv", b"id,text\n1\n2,enak\n", ("1 columns", None)),
 ])
@@ -296,13 +297,30 @@ def test_a_killed_run_resumes_to_the_same_file(packed, long_file, tmp_path, form
 
 def test_another_input_does_not_resume(packed, long_file, tmp_path):
     """A begun output belongs to its input, model and settings."""
-    target = tmp_path / "o.jsonl"
-    (tmp_path / "o.jsonl.part").write_text('{"row": 1, "label": "neutral"}\n')
-    (tmp_path / "o.jsonl.part.json").write_text(json.dumps({"input": "elsewhere.txt"}))
-    done = predict(packed, "--input", long_file, "--output", target, "--resume")
-    assert done.returncode == 2
-    assert b"another input (elsewhere.txt" in done.stderr
-    assert not target.exists()
+    target, part = tmp_path / "o.jsonl", tmp_path / "o.jsonl.part"
+    flags = ("--input", long_file, "--output", target, "--window", 64)
+    process = subprocess.Popen(command(packed, *flags), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (part.exists() and part.stat().st_size > 20_000):
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -9
+    before = part.read_bytes()
+    other = tmp_path / "other.txt"
+    other.write_text(long_file.read_text().replace("nomor 3 ", "nomor 4 ", 1))
+    longer = tmp_path / "longer.txt"
+    longer.write_text(long_file.read_text() + "enak\n")
+    for more, said in ((("--window", 32), b"begun with another window (64, now 32)"),
+                       (("--batch-size", 3), b"begun with another batch_size (1, now 3)"),
+                       (("--input", other), b"the input has changed since its first")):
+        done = predict(packed, *flags, *more, "--resume")
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert not target.exists()
+        assert part.read_bytes()[:10_000] == before[:10_000]  # nothing of the work is lost
+    done = predict(packed, *flags, "--input", longer, "--resume")  # one that has grown is gone on with
+    assert done.returncode == 1, done.stderr
+    assert b"resuming behind row" in done.stderr
+    assert len(records(target.read_bytes())) == 3001
 
 
 def test_a_closed_pipe_ends_quietly(packed, long_file):

@@ -1,6 +1,7 @@
 """Many files on a local Ray of two workers: the same records as predict.py, resumed, and whole after a worker died."""
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -70,14 +71,14 @@ def test_every_file_gets_the_records_of_the_predictor(packed, incoming, scored, 
     output, done = scored
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in output.iterdir()) == [
-        "a.csv.jsonl", "b.jsonl.jsonl", "c.tsv.gz.jsonl", "d.parquet.jsonl"]
+        "a.csv.jsonl", "b.jsonl.jsonl", "c.tsv.gz.jsonl", "d.parquet.jsonl", "scored.json"]
     rows = pyarrow.parquet.read_table(incoming / "d.parquet")["text"].to_pylist()
     plain = tmp_path / "d.jsonl"
     plain.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     for path in (incoming / "a.csv", incoming / "b.jsonl", incoming / "c.tsv.gz", plain):
         alone = tmp_path / "alone.jsonl"
         subprocess.run([sys.executable, packed / "predict.py", "--input", path, "--output", alone, "--window", "32",
-                        "--threads", "1"], env=ENVIRONMENT, capture_output=True)
+                        "--threads", "1", "--force"], env=ENVIRONMENT, capture_output=True)
         name = "d.parquet" if path is plain else path.name
         ours, theirs = (target.read_text().replace("has no text under the key 'text'", "has no text")
                         for target in (output / f"{name}.jsonl", alone))
@@ -95,6 +96,33 @@ def test_what_is_scored_is_not_scored_again(packed, incoming, scored, tmp_path):
     assert "4 files, 3 scored before" in done.stdout
     assert (output / "b.jsonl.jsonl").read_bytes() == (scored[0] / "b.jsonl.jsonl").read_bytes()
     assert (output / "a.csv.jsonl").stat().st_mtime_ns == kept
+
+
+def test_records_of_another_model_or_an_older_file_are_not_kept_silently(packed, incoming, scored, tmp_path):
+    """They are refused by name, left as they are, and made anew with --force."""
+    output, source = shutil.copytree(scored[0], tmp_path / "again"), tmp_path / "source"
+    shutil.copytree(incoming, source, copy_function=shutil.copy2)
+    with open(source / "a.csv", "a") as handle:
+        handle.write("9999,enak\n")
+    other = shutil.copytree(packed, tmp_path / "other-model")
+    manifest = json.loads((other / "manifest.json").read_text())
+    settings = json.loads((other / "preprocessing.json").read_text()) | {"max_length": 8}
+    (other / "preprocessing.json").write_text(json.dumps(settings))
+    manifest["files"]["preprocessing.json"]["sha256"] = hashlib.sha256(
+        (other / "preprocessing.json").read_bytes()).hexdigest()
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    for model, files, said in ((packed, source, "1 files"), (other, incoming, "4 files")):
+        done = score(model, files, output)
+        assert done.returncode == 2
+        assert f"{said} in" in done.stderr
+        assert "--force" in done.stderr
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    done = score(packed, source, output, "--force")
+    assert done.returncode == 0, done.stderr
+    assert "3 scored before" in done.stdout
+    assert (output / "a.csv.jsonl").read_bytes().startswith(before["a.csv.jsonl"])
+    assert score(packed, source, output).returncode == 0
 
 
 def test_a_worker_that_is_killed_costs_no_row(packed, tmp_path):
@@ -124,7 +152,7 @@ def test_a_worker_that_is_killed_costs_no_row(packed, tmp_path):
                         "--window", "32", "--threads", "1"], env=ENVIRONMENT, capture_output=True)
         assert (output / f"{number}.txt.jsonl").read_bytes() == alone.read_bytes()
     assert "24000 rows" in said
-    assert sorted(os.listdir(output)) == ["1.txt.jsonl", "2.txt.jsonl"]
+    assert sorted(os.listdir(output)) == ["1.txt.jsonl", "2.txt.jsonl", "scored.json"]
 
 
 def test_mistakes_are_one_sentence(packed, incoming, tmp_path):
@@ -141,9 +169,11 @@ def test_mistakes_are_one_sentence(packed, incoming, tmp_path):
     shutil.copy(incoming / "a.csv", source / "good.csv")
     (source / "broken.csv.gz").write_bytes((incoming / "c.tsv.gz").read_bytes()[:200])
     (source / "other.csv").write_text("teks\nenak\n")
+    (source / "broken.parquet").write_bytes((incoming / "d.parquet").read_bytes()[:-40])
     done = score(packed, source, tmp_path / "out")
     assert done.returncode == 2
-    assert "2 files could not be scored" in done.stderr
+    assert "3 files could not be scored" in done.stderr
+    assert "broken.parquet cannot be read as Parquet" in done.stdout
     assert "'teks'" in done.stderr
     assert "breaks off" in done.stderr
     assert (tmp_path / "out" / "good.csv.jsonl").exists()

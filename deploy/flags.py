@@ -1,0 +1,49 @@
+"""A script's settings: the UPPER_CASE constants at its top, each also a flag of the same name for one run."""
+
+import argparse
+import difflib
+
+from predictor import Refusal
+
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+WANTED = {bool: "true or false; texts come before it, or behind --", int: "a whole number", float: "a number"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise Refusal(f"{message}; see --help")
+
+
+def settings_of(script: dict, argv: list[str], limits: dict, words: str = "") -> tuple[dict, list[str]]:
+    """(settings, words): the constants of a script (its globals()), flags laid over them, and what is no flag.
+
+    `limits` are the least and greatest value of some; `words` says what those are good for. Raises Refusal.
+    """
+    with open(script["__file__"], encoding="utf-8") as source:
+        block = source.read().split("# ---- settings")[1].split("# ----")[0]
+    comments = {line.split(" ")[0]: line.partition("  # ")[2].strip() for line in block.splitlines()[1:]}
+    constants = {name: script[name] for name in comments if name.isupper()}
+    parser = _Parser(description=script["__doc__"], formatter_class=argparse.RawDescriptionHelpFormatter,
+                     allow_abbrev=False)
+    for name, value in constants.items():
+        more = {"nargs": "?", "const": "true"} if isinstance(value, bool) else {"metavar": type(value).__name__}
+        parser.add_argument(f"--{name.lower().replace('_', '-')}", dest=name,
+                            help=f"{comments[name]} [{value}]".replace("%", "%%"), **more)
+    if words:
+        parser.add_argument("words", nargs="*", help=words)
+    found, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1, cutoff=0.0)[0]
+        raise Refusal(f"unknown setting {unknown[0]!r}; the nearest is {near}"
+                      + f"; a text that starts with a dash goes behind --, as in: -- {unknown[0]!r}" * bool(words))
+    settings = {}
+    for name, value in constants.items():
+        text, kind = getattr(found, name), type(value)
+        try:
+            settings[name] = value if text is None else BOOLEANS[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            raise Refusal(f"{name} takes {WANTED[kind]}, not {text!r}; see --help") from None
+        if name in limits and not limits[name][0] <= settings[name] <= limits[name][1]:
+            raise Refusal(f"{name} is {settings[name]}; it must be from {limits[name][0]} to {limits[name][1]}")
+    return settings, found.words if words else []

@@ -87,9 +87,10 @@ def time_files(files: dict[str, tuple[Path, str]], reference: str, shapes, vocab
 def step_worker(pipe, config_dir: Path, simulate, autocast: bool) -> None:
     """A process that times training steps of simulate(model): forward, backward, AdamW, on random ids [16, 64]."""
     torch.manual_seed(0)
-    model = simulate(AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(config_dir))).train()
+    config = AutoConfig.from_pretrained(config_dir, num_labels=len(SENTIMENT.labels))
+    model = simulate(AutoModelForSequenceClassification.from_config(config)).train()
     optimiser = torch.optim.AdamW(model.parameters(), 2e-5, fused=True)
-    ids = torch.randint(5, 30_000, STEP_SHAPE)
+    ids = torch.randint(5, min(30_000, model.config.vocab_size), STEP_SHAPE)
     labels = torch.randint(0, len(SENTIMENT.labels), STEP_SHAPE[:1])
     while (steps := pipe.recv()) is not None:
         seconds = []
@@ -115,7 +116,8 @@ def measure_steps(config_dir: Path, simulate, autocast: bool, rounds: int, count
     workers = {}
     for name, changed in (("plain", unchanged), ("qat", simulate)):
         ours, theirs = context.Pipe()
-        workers[name] = ours, context.Process(target=step_worker, args=(theirs, config_dir, changed, autocast))
+        workers[name] = ours, context.Process(target=step_worker, args=(theirs, config_dir, changed, autocast),
+                                              daemon=True)  # it ends with this process, however that ends
         workers[name][1].start()
     seconds = {name: [] for name in workers}
     for _ in range(rounds):

@@ -21,7 +21,7 @@ RUN = "bench-bert-base-fp16"    # folder under models/
 PROVIDER = "CPUExecutionProvider"  # ONNX Runtime execution provider; an absent one is an error
 ROUNDS = 8                      # turns that the processes take
 RUNS = 10                       # measured batches a turn and shape
-STEPS = 2                       # measured training steps a turn
+STEPS = 2                       # measured training steps a turn; 0 skips them
 KEEP = False                    # keep models/<RUN>
 # --------------------------------------------------------------------------------------------------
 
@@ -48,10 +48,12 @@ def main(settings):
                        len(AutoTokenizer.from_pretrained(folder)), ROUNDS, RUNS, PROVIDER)
     memory = timed["peak_memory_mb"]
     print(f"  peak memory: FP32 {memory['FP32']:.0f} MB, FP16 {memory['FP16']:.0f} MB")
-    step = measure_steps(resolve(INDOBERT_DIR), simulate_fp16, False, max(ROUNDS // 2, 1), STEPS)
-    write_results({"machine": machine(), "versions": versions(), "settings": settings, "size_mb": size,
-                   "size_ratio": size["FP16"] / size["FP32"], "census": counted, **timed,
-                   "training_step_fp32": step}, "bert_base_fp16", folder, KEEP)
+    result = {"machine": machine(), "versions": versions(), "settings": settings, "size_mb": size,
+              "size_ratio": size["FP16"] / size["FP32"], "census": counted, **timed}
+    if STEPS:
+        result["training_step_fp32"] = measure_steps(resolve(INDOBERT_DIR), simulate_fp16, False, max(ROUNDS // 2, 1),
+                                                     STEPS)
+    write_results(result, "bert_base_fp16", folder, KEEP)
 
 
 if __name__ == "__main__":

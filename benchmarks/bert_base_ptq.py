@@ -21,6 +21,7 @@ INDOBERT_DIR = "data/indobert"  # folder of IndoBERT's config.json and tokenizer
 DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv
 RUN = "bench-bert-base-ptq"     # folder under models/
 RESULTS = "results/bert_base_ptq"  # folder of the results, from the project's root
+METHODS = ""                    # rows to make and measure, as in run_ptq.py; "" = all
 CALIBRATION_TEXTS = 512         # static: texts of train, one at a time
 BATCH_SIZE = 1                  # texts of a timed batch
 TOKENS = 128                    # their length
@@ -42,7 +43,7 @@ def main(settings):
             "--model-name", folder / "encoder", "--data-dir", data, "--num-epochs", "1"))])
     shutil.copy(resolve(DATA_DIR) / "train.tsv", data)  # what is calibrated on
     flags = [f"--{name.lower().replace('_', '-')}={settings[name]}" for name in (
-        "RESULTS", "CALIBRATION_TEXTS", "BATCH_SIZE", "TOKENS", "ROUNDS", "RUNS")]
+        "METHODS", "RESULTS", "CALIBRATION_TEXTS", "BATCH_SIZE", "TOKENS", "ROUNDS", "RUNS")]
     subprocess.run([sys.executable, ROOT / MATRIX, "finetuned_smsa", "--run", folder.name, "--data-dir", data, *flags],
                    check=True)
     subprocess.run([sys.executable, ROOT / REPORT, "--results", RESULTS, "--title", TITLE], check=True)

@@ -1,11 +1,12 @@
-"""Benchmark: the packed predictor on a large file: memory over a million rows, throughput beside the bare session.
+"""Benchmark: the packed predictor on large files: rows a second from file to file, where they go, memory.
 
-Reads   MODEL_DIR (deploy/pack.py), DATA_DIR/train.tsv: its texts, repeated
+Reads   MODEL_DIRS (deploy/pack.py), DATA_DIR/train.tsv: its texts, repeated
 Writes  results/predict_million.json
 
-The bare session is fed the batches that predict.py makes of the same rows, ready-made; the two take turns.
+Each predictor takes turns with the bare session, which is fed the batches that predict.py makes of the same rows,
+ready-made. The first one then labels ROWS rows.
 """
-import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from lowbit.pipeline.machine import machine, versions
 from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --rows 100000 -------------------------------------------
-MODEL_DIR = "dist/sample-learned"  # folder that pack.py made
+MODEL_DIRS = "dist/sample-learned,dist/sample-int8"  # folders that pack.py made, with commas
 DATA_DIR = "data"               # folder of train.tsv
 ROWS = 1_000_000                # rows of the large file
 SHORT = 60                      # characters of a text at most
@@ -33,7 +34,7 @@ from predictor import Predictor
 model = Predictor(sys.argv[1])
 texts = open(sys.argv[2], encoding="utf-8").read().splitlines()
 batches = [inputs for start in range(0, len(texts), 4096)
-           for _, inputs in model.batches(model.token_ids(texts[start : start + 4096]))]
+           for _, inputs in model.batches(model.encodings([model.clean(text) for text in texts[start : start + 4096]]))]
 for inputs in batches[:5]:
     model.session.run(["logits"], inputs)
 started = time.perf_counter()
@@ -49,50 +50,61 @@ def memory_mb(pid: int, key: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6
 
 
-def predict(folder: Path, source: Path, target: Path) -> tuple[float, list[float]]:
-    """(seconds, memory in MB every two seconds) of predict.py."""
+def predict(folder: Path, source: Path, target: Path) -> tuple[dict, list]:
+    """(rows a second with start-up and without, shares of the time, as predict.py says; memory in MB every 2 s)."""
     started, seen = time.perf_counter(), []
-    process = subprocess.Popen([sys.executable, folder / "predict.py", "--input", source, "--output", target],
-                               stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, folder / "predict.py", "--input", source, "--output", target,
+                                "--force"], stderr=subprocess.PIPE, text=True)
     while process.poll() is None:
         try:
             process.wait(2)
         except subprocess.TimeoutExpired:
             seen.append((memory_mb(process.pid, "VmRSS"), memory_mb(process.pid, "VmHWM")))
+    said = process.stderr.read()
     if process.returncode:
-        raise RuntimeError(f"predict.py ended with status {process.returncode}")
-    return time.perf_counter() - started, seen
+        raise RuntimeError(f"predict.py ended with status {process.returncode}: {said}")
+    rows, seconds, shares = re.search(r"^(\d+) rows in ([\d.]+) s, .*?: (.*)$", said, re.MULTILINE).groups()
+    parts = {name: int(share) / 100 for name, share in re.findall(r"([a-z ]+?) (\d+) %", shares)}
+    return {"rows": int(rows), "rows_per_second": int(rows) / (time.perf_counter() - started),
+            "rows_per_second_loaded": int(rows) / float(seconds), "shares": parts}, seen
+
+
+def take_turns(folder: Path, sample: Path, target: Path) -> list[dict]:
+    """ROUNDS turns of the predictor and of the bare session, on the same rows."""
+    turns = []
+    for _ in range(ROUNDS):
+        turn, _ = predict(folder, sample, target)
+        bare = float(subprocess.run([sys.executable, "-c", BARE, folder, sample], check=True, text=True,
+                                    stdout=subprocess.PIPE).stdout)
+        turns.append(turn | {"bare_rows_per_second": SAMPLE / bare,
+                             "ratio": turn["rows_per_second_loaded"] * bare / SAMPLE})
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in turn["shares"].items())
+        print(f"  {SAMPLE} rows: {turn['rows_per_second']:.0f}/s from file to file ({shares}); bare session "
+              f"{SAMPLE / bare:.0f}/s, {turns[-1]['ratio']:.2f}x", flush=True)
+    return turns
 
 
 def main(settings):
-    folder = resolve(MODEL_DIR)
     texts = [text for text in read_tsv(resolve(DATA_DIR) / "train.tsv")[0] if len(text) <= SHORT]
+    folders, result = [resolve(name.strip()) for name in MODEL_DIRS.split(",")], {"turns": {}}
     with tempfile.TemporaryDirectory() as scratch:
         sample, large, target = (Path(scratch) / name for name in ("sample.txt", "large.txt", "labels.jsonl"))
         for path, rows in ((sample, SAMPLE), (large, ROWS)):
             with open(path, "w", encoding="utf-8") as handle:
                 handle.writelines(f"{texts[i % len(texts)]}\n" for i in range(rows))
-        turns = []
-        for _ in range(ROUNDS):
-            ours, _ = predict(folder, sample, target)
-            bare = float(subprocess.run([sys.executable, "-c", BARE, folder, sample], check=True, text=True,
-                                        stdout=subprocess.PIPE).stdout)
-            turns.append({"predictor_rows_per_second": SAMPLE / ours, "bare_rows_per_second": SAMPLE / bare,
-                          "ratio": bare / ours})
-            print(f"  {SAMPLE} rows: predictor {SAMPLE / ours:.0f}/s, bare session {SAMPLE / bare:.0f}/s, "
-                  f"{bare / ours:.2f}x", flush=True)
-        seconds, seen = predict(folder, large, target)
+        for folder in folders:
+            print(f"  {folder.name}")
+            result["turns"][folder.name] = take_turns(folder, sample, target)
+        found, seen = predict(folders[0], large, target)
         with open(target, "rb") as lines:
             written = sum(1 for _ in lines)
-    peak = max(high for _, high in seen)
-    tenth = seen[len(seen) // 10][0]
-    print(f"  {written} rows in {seconds:.0f} s, {written / seconds:.0f}/s; memory {tenth:.0f} MB after a tenth, "
-          f"{seen[-1][0]:.0f} MB at the end, peak {peak:.0f} MB")
+    memory = {"peak": max(high for _, high in seen), "after a tenth": seen[len(seen) // 10][0],
+              "at the end": seen[-1][0]}
+    print(f"  {written} rows by {folders[0].name}: {found['rows_per_second']:.0f}/s; memory "
+          + ", ".join(f"{value:.0f} MB {name}" for name, value in memory.items()))
     out = ROOT / "results" / "predict_million.json"
-    write_json(out, {"machine": machine(), "versions": versions(), "settings": settings, "turns": turns,
-                     "model": json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["run"],
-                     "rows": written, "seconds": seconds, "peak_memory_mb": peak, "memory_after_a_tenth_mb": tenth,
-                     "memory_at_the_end_mb": seen[-1][0], "distinct_texts": len(texts)})
+    write_json(out, {"machine": machine(), "versions": versions(), "settings": settings, **result, "large": found,
+                     "rows": written, "memory_mb": memory, "distinct_texts": len(texts)})
     print(f"wrote {shown(out)}")
 
 

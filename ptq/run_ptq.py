@@ -87,7 +87,7 @@ def make_original(settings):
         claim(folder)
         with atomic_folder(folder) as scratch:
             model.save_pretrained(scratch)
-            save_run(scratch, model, TextReader(tokenizer, CLEANING, MAX_LENGTH, input_names(tokenizer, task.pairs)),
+            save_run(scratch, model, TextReader(tokenizer, CLEANING, MAX_LENGTH, input_names(model.config, task.pairs)),
                      task)
             export_checked(scratch, WEIGHTS, scratch / SOURCE, 17)
             names = publish(scratch)

@@ -16,9 +16,9 @@ PAIR_INPUT = "token_type_ids"  # which of the two texts a token belongs to; pair
 Row = dict[str, list[int]]  # one text's or pair's input_ids, and token_type_ids where the model takes them
 
 
-def input_names(tokenizer, pairs: bool) -> tuple[str, ...]:
-    """Names of a model's inputs, in the order of its graph: token_type_ids for pairs, if the tokenizer makes them."""
-    return (*INPUT_NAMES, PAIR_INPUT) if pairs and PAIR_INPUT in tokenizer.model_input_names else INPUT_NAMES
+def input_names(config, pairs: bool) -> tuple[str, ...]:
+    """Names of a model's inputs, in the order of its graph: token_type_ids for pairs, if its config has types."""
+    return (*INPUT_NAMES, PAIR_INPUT) if pairs and getattr(config, "type_vocab_size", 1) > 1 else INPUT_NAMES
 
 
 class TextReader:

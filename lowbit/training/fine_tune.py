@@ -179,7 +179,7 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
     model, tokenizer = load_pretrained(s["MODEL_NAME"], s["MODEL_REVISION"], data.task)
     limit = model.config.max_position_embeddings
     check(s["MAX_LENGTH"] <= limit, f"MAX_LENGTH is {s['MAX_LENGTH']}; {s['MODEL_NAME']} reads at most {limit} tokens")
-    reader = TextReader(tokenizer, s["CLEANING"], s["MAX_LENGTH"], input_names(tokenizer, data.task.pairs))
+    reader = TextReader(tokenizer, s["CLEANING"], s["MAX_LENGTH"], input_names(model.config, data.task.pairs))
     rows = {name: reader.rows(data.splits[name][0]) for name in ("train", "valid")}
     out.mkdir(parents=True, exist_ok=True)
     read_manifest(out)  # one that cannot be added to is refused before the training, not after it

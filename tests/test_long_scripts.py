@@ -1,0 +1,148 @@
+"""Benchmarks and pretraining, each once, on the tiny model and in their shortest settings: they start and end well."""
+
+import gzip
+import json
+
+import pytest
+from conftest import SAMPLE, read_plain_rows
+from stage_runs import ROOT, new_run, run_folder, run_stage_script
+
+LABELS = ("positive", "neutral", "negative")
+
+
+def run_benchmark(name: str, *flags, fresh: bool = False) -> str:
+    """What a benchmark prints; `fresh` for those whose training steps run in processes that Python spawns."""
+    done = run_stage_script(name, *flags, folder="benchmarks", fresh=fresh)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def results():
+    """Function: a results file of a benchmark, read and deleted; one that was there before is put back."""
+    kept = {path: path.read_bytes() for path in (ROOT / "results").glob("*.*") if path.is_file()}
+
+    def read(name: str) -> dict:
+        return json.loads((ROOT / "results" / name).read_text())
+    yield read
+    for path in (ROOT / "results").glob("*.*"):
+        if path in kept:
+            path.write_bytes(kept[path])
+        elif path.is_file():
+            path.unlink()
+
+
+SHORT = ("--rounds", 2, "--runs", 2)
+
+
+def test_int8_at_the_size_of_an_encoder(tiny_model, small_data, results):
+    """Sizes, latencies by turns, feeding of texts, training steps."""
+    said = run_benchmark("bert_base_int8.py", "--indobert-dir", tiny_model, "--data-dir", small_data,
+                         "--run", new_run(), *SHORT, "--steps", 1, fresh=True)
+    found = results("bert_base_int8.json")
+    assert list(found["latency"]) == ["1x32", "1x128", "16x64", "16x128"]
+    for shapes in found["latency"].values():
+        for name in ("FP32", "INT8"):
+            assert min(shapes[name]["round_ratios"]) <= shapes[name]["ratio"] <= max(shapes[name]["round_ratios"])
+    assert found["latency"]["1x32"]["FP32"]["ratio"] == 1
+    assert found["smsa_test_texts_per_second"]["sorted"] > 0
+    assert found["training_step_fp32"]["qat_seconds"] > 0
+    assert "16 x 128 tokens" in said
+
+
+def test_fp16_at_the_size_of_an_encoder(tiny_model, small_data, results):
+    """Sizes, types, latencies, memory, training step."""
+    run_benchmark("bert_base_fp16.py", "--indobert-dir", tiny_model, "--data-dir", small_data, "--run", new_run(),
+                  *SHORT, "--steps", 0)
+    found = results("bert_base_fp16.json")
+    assert 0.5 < found["size_ratio"] < 1
+    assert found["peak_memory_mb"]["FP16"] > 20
+
+
+def test_learned_ranges_beside_nncf(tiny_model, small_data, results):
+    """Needs the packages of requirements-benchmarks.txt."""
+    pytest.importorskip("nncf", reason="NNCF is not installed: requirements-benchmarks.txt")
+    run_benchmark("bert_base_learned.py", "--indobert-dir", tiny_model, "--data-dir", small_data, "--run", new_run(),
+                  *SHORT, "--steps", 0, "--nncf-texts", 8)
+    assert "NNCF, OpenVINO" in results("bert_base_learned.json")["latency"]["1x32"]
+
+
+def test_the_matrix_at_the_size_of_an_encoder(tiny_model, small_data, tmp_path):
+    """Post-training files, and the report."""
+    said = run_benchmark("bert_base_ptq.py", "--indobert-dir", tiny_model, "--data-dir", small_data, "--run", new_run(),
+                         "--results", tmp_path, "--methods", "fp32,int8_static_qdq_u8s8_minmax",
+                         "--calibration-texts", 4, "--tokens", 8, "--rounds", 1, "--runs", 2)
+    assert (tmp_path / "report.html").exists()
+    assert "largest peak memory of making a file" in said
+
+
+def test_training_against_rounding(tiny_model, small_data, results):
+    """One seed of the FP32 baseline, quantized after training and with calibrated ranges."""
+    flags = ("--model-name", tiny_model, "--data-dir", small_data, "--seeds", "901", "--num-epochs", 1,
+             "--methods", "ptq,static", "--calibration-texts", 8)
+    for method in ("ptq", "static"):
+        new = run_folder(f"bench-int8-{method}-901")
+        assert not new.exists()
+    try:
+        said = run_benchmark("qat_against_ptq.py", *flags)
+    finally:
+        for method in ("ptq", "static"):
+            remove(run_folder(f"bench-int8-{method}-901"))
+    found = results("qat_against_ptq_int8.json")
+    assert found["test_texts"] == 15
+    assert len(found["static INT8"]["accuracy"]) == 1
+    assert "| static | INT8 |" in said
+
+
+def remove(folder) -> None:
+    """Delete a run that a benchmark named by itself."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+def test_a_large_file_through_the_predictor(finished_run, small_data, results, tmp_path):
+    """Rates, memory, and where the time goes."""
+    done = run_stage_script("pack.py", "--run", finished_run, "--dist", tmp_path, "--force", folder="deploy")
+    assert done.returncode == 0, done.stderr
+    run_benchmark("predict_million.py", "--model-dirs", tmp_path / finished_run, "--data-dir", small_data,
+                  "--rows", 12_000, "--sample", 500, "--rounds", 2)
+    found = results("predict_million.json")
+    assert found["rows"] == 12_000
+    (turns,) = found["turns"].values()
+    assert len(turns) == 2
+    assert sum(turns[0]["shares"].values()) == pytest.approx(1, abs=0.03)
+
+
+def test_pretraining_and_what_follows(tmp_path):
+    """A corpus of the sample's texts: one layer, a few steps, a checkpoint, then two seeds on the labelled sample."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    texts = [text for split in ("train", "valid", "test") for text, _ in read_plain_rows(split, SAMPLE)]
+    for name in ("reviews", "news"):
+        with gzip.open(corpus / f"{name}.txt.gz", "wt", encoding="utf-8") as handle:
+            handle.writelines(f"{text}\n" for text in texts * 2)
+    run, out = new_run(), tmp_path / "packed"
+    done = run_stage_script("pretrain_bert_mini_id.py", "--run", run, "--corpus-dir", corpus,
+                            "--domain-files", "reviews", "--vocab-size", 600, "--num-layers", 1, "--hidden-size", 64,
+                            "--num-steps", 6, "--checkpoint-steps", 3, "--tokens-per-step", 512, "--no-compile",
+                            folder="pretrain")
+    assert done.returncode == 0, done.stderr
+    assert "pretrain/finetune_bert_mini_id.py" in done.stdout
+    cleaning_runs = [run_folder(f"bert-mini-id-minimal-{seed}") for seed in (901, 902)]
+    try:
+        done = run_stage_script("finetune_bert_mini_id.py", "--run", run, "--data-dir", SAMPLE,
+                                "--cleanings", "minimal", "--seeds", "901,902", "--num-epochs", 1, "--out-dir", out,
+                                folder="pretrain")
+    finally:
+        for folder in filter(lambda folder: folder.exists(), cleaning_runs):
+            remove(folder)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["candidates_valid_macro_f1"]) == {"seed 901", "seed 902", "mean of the seeds"}
+    assert results["valid"]["texts"] == 101
+    # what was packed is an encoder that a stage takes, head and all
+    done = run_stage_script("train_qat_int8.py", "--run", new_run(), "--model-name", out, "--data-dir", SAMPLE,
+                            "--num-epochs", 1, "--max-length", 16)
+    assert done.returncode == 0, done.stderr
+    assert "new, not trained yet" not in done.stdout

@@ -3,9 +3,11 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = --data-dir data/sample
 
-.PHONY: quickstart int8 int8-learned fp16 ptq test clean
+.PHONY: quickstart int8 int8-learned fp16 ptq check test clean
 
+# the four INT8 stages, then a few sentences labelled by the file that they made
 quickstart: int8
+	$(PY) deploy/label_sentences.py --run sample-int8
 
 # the four INT8 stages, bundled encoder, bundled sample
 int8: .venv/installed
@@ -37,8 +39,16 @@ ptq: models/sample-fp32/model_fp32.onnx
 models/sample-fp32/model_fp32.onnx: | .venv/installed
 	$(PY) ptq/finetune_fp32.py --run sample-fp32 --model-name models/bert-mini-id $(SAMPLE)
 
+# what can be said in a minute: style, types, the tests that start no stage
+check: .venv/installed
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest -m "not stages"
+
+# everything
 test: .venv/installed .venv/openvino .venv/ray
 	$(PY) -m ruff check .
+	$(PY) -m mypy
 	$(PY) -m pytest
 
 .venv/installed: requirements.txt pyproject.toml

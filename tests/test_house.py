@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stage_runs import ROOT, run_stage_script
+from stage_runs import ROOT
 
 from lowbit.pipeline.settings import read_constants
 
@@ -173,14 +173,35 @@ def test_the_folders_agree():
     assert constants_of(ROOT / "ptq/finetune_fp32.py")["RUN"] == matrix["RUN"]
 
 
-@pytest.mark.parametrize("path", SCRIPTS, **BY_NAME)
-def test_every_script_answers_help(path):
-    """With its first line and a flag for each constant."""
-    if path.name in COPIED:
-        pytest.skip("it needs what is packed beside it; tested there")
-    done = run_stage_script(path.name, "--help", folder=path.parent.name)
+ASK_ALL = """
+import contextlib, io, json, os, runpy, sys
+said = {}
+for path in sys.argv[1:]:
+    sys.argv, sys.path[0], out = [path, "--help"], os.path.dirname(path), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            runpy.run_path(path, run_name="__main__")
+    except SystemExit as ended:
+        said[path] = [ended.code, out.getvalue()]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps():
+    """Script -> (exit status, what --help prints), all asked in one process: each imports what it needs."""
+    scripts = [str(path) for path in SCRIPTS if path.name not in COPIED]
+    done = subprocess.run([sys.executable, "-c", ASK_ALL, *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    said = " ".join(done.stdout.split())
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0] in said
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("path", [path for path in SCRIPTS if path.name not in COPIED], **BY_NAME)
+def test_every_script_answers_help(helps, path):
+    """With its first line and a flag for each constant."""
+    status, said = helps[str(path)]
+    assert status == 0
+    words = " ".join(said.split())
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0] in words
     for name in constants_of(path):
-        assert f"--{name.lower().replace('_', '-')}" in said
+        assert f"--{name.lower().replace('_', '-')}" in words

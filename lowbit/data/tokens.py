@@ -30,14 +30,16 @@ class TextReader:
 
     def clean(self, text: Text) -> Text:
         """A text as the tokenizer gets it; of a pair, both."""
-        return clean(text, self.cleaning) if isinstance(text, str) else tuple(map(self.clean, text))
+        if isinstance(text, str):
+            return clean(text, self.cleaning)
+        return tuple(clean(part, self.cleaning) for part in text)
 
     def rows(self, texts: list[Text]) -> list[Row]:
         """A row for each text or pair, cut to the longest input; prints how many were cut or cleaned to nothing."""
         cleaned = [self.clean(text) for text in texts]
         rows = self._tokenized(cleaned)
         long = [i for i, row in enumerate(rows) if width(row) > self.max_length]
-        empty = sum(not (text if isinstance(text, str) else all(text)) for text in cleaned)
+        empty = sum(map(is_empty, cleaned))
         if long or empty:
             print(f"  {len(long)} of {len(texts)} texts cut to {self.max_length} tokens, {empty} empty after cleaning")
         if long:
@@ -47,13 +49,21 @@ class TextReader:
             self._tokenized(cleaned[:1])  # a tokenizer is saved with the truncation of its last call: with none
         return rows
 
+    def count_empty(self, texts: list[Text]) -> int:
+        """How many texts, or pairs with such a text, have nothing left after cleaning: all get one answer."""
+        return sum(is_empty(self.clean(text)) for text in texts)
+
     def _tokenized(self, texts: list[Text], **cut) -> list[Row]:
-        pair = [] if isinstance(texts[0], str) else [[second for _, second in texts]]
-        first = texts if isinstance(texts[0], str) else [first for first, _ in texts]
-        ids = self.tokenizer(first, *pair, add_special_tokens=True, return_attention_mask=False, verbose=False,
+        columns = [texts] if isinstance(texts[0], str) else [list(column) for column in zip(*texts, strict=True)]
+        ids = self.tokenizer(*columns, add_special_tokens=True, return_attention_mask=False, verbose=False,
                              return_token_type_ids=PAIR_INPUT in self.inputs, **({"truncation": False} | cut))
         names = [name for name in self.inputs if name in ids]
         return [dict(zip(names, row, strict=True)) for row in zip(*(ids[name] for name in names), strict=True)]
+
+
+def is_empty(cleaned: Text) -> bool:
+    """Whether cleaning left nothing of a text, or of one of a pair."""
+    return not (cleaned if isinstance(cleaned, str) else all(cleaned))
 
 
 def load_reader(folder: Path) -> TextReader:

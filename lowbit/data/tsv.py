@@ -12,7 +12,8 @@ SPLITS = ("train", "valid", "test")
 BAD_ROWS_SHOWN = 10
 BOM = b"\xef\xbb\xbf"
 
-Text = str | tuple[str, str]  # one text of a row, or the two of a pair
+Text = str | tuple[str, ...]  # one text of a row, or the two of a pair
+Answers = list[int] | list[float]  # label ids, or numbers
 
 
 def _decoded(line: bytes) -> list[str]:
@@ -49,7 +50,7 @@ def _header(line: bytes, task: Task) -> list[str] | None:
     return cells if {name.casefold() for name in (*task.texts, task.answer)} <= set(cells) else None
 
 
-def read_tsv(path: Path, task: Task = SENTIMENT) -> tuple[list[Text], list[int] | list[float]]:
+def read_tsv(path: Path, task: Task = SENTIMENT) -> tuple[list[Text], Answers]:
     """(texts, label ids or numbers) of a file: UTF-8 with or without BOM, LF or CRLF.
 
     A text is a str, or a tuple of two for a pair. Columns are found by a first line that names them all (others may
@@ -72,7 +73,8 @@ def read_tsv(path: Path, task: Task = SENTIMENT) -> tuple[list[Text], list[int] 
     places = [header.index(name) for name in names] if header else list(range(len(names)))
     width = len(header or names)
     ids = {label.casefold(): i for i, label in enumerate(task.labels or ())}
-    texts, answers, bad = [], [], []
+    texts: list[Text] = []
+    answers, bad = [], []
     for number, line in enumerate(lines[bool(header):], 1 + bool(header)):
         try:
             cells = _decoded(line)
@@ -100,18 +102,18 @@ def refuse_bad_rows(path: Path, bad: list[str], total: int) -> None:
                         "correct them and run again:\n  " + "\n  ".join(bad[:BAD_ROWS_SHOWN]) + more)
 
 
-def read_split(folder: Path, split: str, task: Task = SENTIMENT) -> tuple[list[Text], list[int] | list[float]]:
+def read_split(folder: Path, split: str, task: Task = SENTIMENT) -> tuple[list[Text], Answers]:
     """`read_tsv` of folder/<split>.tsv; one with a single answer is refused: nothing can be learned or measured."""
     path = folder / f"{split}.tsv"
     texts, answers = read_tsv(path, task)
     if len(set(answers)) < 2:
-        only = f"label {task.labels[answers[0]]}" if task.labels else f"number {answers[0]:g}"
+        only = f"label {task.labels[int(answers[0])]}" if task.labels else f"number {answers[0]:g}"
         known = f"two of {', '.join(task.labels)}" if task.labels else "two different numbers"
         raise UserError(f"{shown(path)} holds only the {only}: at least {known} are needed to train or to measure")
     return texts, answers
 
 
-def describe(name: str, texts: list[Text], answers: list[int] | list[float], task: Task = SENTIMENT) -> str:
+def describe(name: str, texts: list[Text], answers: Answers, task: Task = SENTIMENT) -> str:
     """`train 11000 texts (positive 6416, neutral 1148, negative 3436), 3 of them with several labels`."""
     if task.labels:
         counts = Counter(answers)
@@ -125,7 +127,9 @@ def describe(name: str, texts: list[Text], answers: list[int] | list[float], tas
 
 def folded(text: Text) -> Text:
     """A text or pair with letter case and white space evened out."""
-    return " ".join(text.lower().split()) if isinstance(text, str) else tuple(folded(part) for part in text)
+    parts = (text,) if isinstance(text, str) else text
+    even = tuple(" ".join(part.lower().split()) for part in parts)
+    return even[0] if isinstance(text, str) else even
 
 
 def count_shared(texts: list[Text], others: list[Text]) -> int:

@@ -53,7 +53,7 @@ def stored_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def simulated_tensors(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The same of a simulated model: every module that quantizes says in `stored()` what the file stores for it."""
+    """Name -> tensor that the file is to hold: every module that quantizes says in `stored()` what that is."""
     return {f"{name}.{part}": tensor.numpy() for name, module in model.named_modules() if hasattr(module, "stored")
             for part, tensor in module.stored().items()}
 

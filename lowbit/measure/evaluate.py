@@ -1,5 +1,6 @@
 """Measuring files by one protocol: outputs at batch 1, dependence on batch-mates, speed in turns."""
 
+import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from lowbit.pipeline.settings import check
 LATENCY_SHAPES = ((1, 32), (1, 128))  # batch, tokens
 ORDERS = 3  # random orders in which the dependence on batch-mates is looked for
 SORTED, PADDED = "sorted", "padded"  # the test texts in length-sorted batches, and padded to the longest input
-MOST_THREADS = 1024  # more cores than any machine has that runs one text on one session
+MOST_THREADS = max(64, 2 * (os.cpu_count() or 1))  # more only cost memory: 100,000 took 8.9 GB
 
 
 def check_settings(s: dict) -> None:
@@ -133,5 +134,6 @@ def evaluate(settings: dict, files: dict[str, Path], run: Path, reader: TextRead
     protocol = {name: s[name] for name in ("PROVIDER", "THREADS", "BATCH_SIZE", "ROUNDS", "RUNS")}
     protocol |= {"RUNTIME": runtime, "WARMUP": WARMUP, "SHAPES": shapes}
     results = {"format": FORMAT, "task": task.as_json(), "protocol": protocol, "machine": machine(),
-               "versions": versions(), "settings": s, "files": records}
+               "versions": versions(), "settings": s, "files": records,
+               "empty_after_cleaning": {split: reader.count_empty(texts) for split, (texts, _) in data.items()}}
     return results, {name: report_text(data["test"][1], outputs[name]["test"], task) for name in files}

@@ -1,7 +1,8 @@
 """The one record of a measured file: its keys and units, how each figure is shown, how a results file is read.
 
 results.json, of a run and of an experiment, is {"format", "task", "protocol", "circumstances", "machine", "versions",
-"settings", "files": name -> record}; the first file is FP32, which the others are measured beside. A record holds
+"settings", "files": name -> record, "empty_after_cleaning": split -> texts that cleaning empties, which all get one
+answer}; the first file is FP32, which the others are measured beside. A record holds
 
   status            "measured", or "could not run" with the `reason`, and nothing measured then
   file, sha256      path from the project's root, digest
@@ -29,7 +30,7 @@ results.json, of a run and of an experiment, is {"format", "task", "protocol", "
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lowbit.data.task import Task, task_of
 from lowbit.measure.score import HEADINGS
@@ -54,7 +55,7 @@ class Metric(NamedTuple):
 
     def value(self, record: dict):
         """The figure in the heading's unit, None where the record has none."""
-        found = record
+        found: Any = record
         for part in self.key.split("."):
             found = found.get(part) if isinstance(found, dict) else None
         return found if found is None or isinstance(found, str) else self.scale * found

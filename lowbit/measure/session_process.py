@@ -39,7 +39,10 @@ def open_onnxruntime(path: str, provider: str, threads: int):
 
 
 def open_openvino(path: str, _: str, threads: int):
-    """The same in OpenVINO on the CPU; floats stay FP32 where its default would be BF16 on processors that have it."""
+    """A function from a batch to its logits, in OpenVINO on the CPU.
+
+    Floats stay FP32; its default is BF16 on processors that have it.
+    """
     import openvino
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -86,4 +89,4 @@ def main(path: str, runtime: str, provider: str, threads: int) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError):  # the parent was killed: there is nobody left to answer
-        main(*sys.argv[1:4], int(sys.argv[4]))
+        main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))

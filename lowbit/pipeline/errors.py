@@ -1,6 +1,8 @@
 """A user's mistake, and what the shell sees of it."""
 
+import contextlib
 import errno
+import os
 import sys
 
 from tqdm import tqdm
@@ -12,6 +14,8 @@ OS_SENTENCES = {
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
     errno.ENOTDIR: "a folder of that path is a file",
+    errno.ENAMETOOLONG: "the name is longer than this file system takes",
+    errno.EIO: "the disk or stream fails",
     errno.EFBIG: "the file is larger than this system lets it be",
 }
 
@@ -36,6 +40,8 @@ def sentence_for(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command again to go on"
+    if isinstance(error, BrokenPipeError):
+        return "whatever read this output has ended; run the same command again to go on"
     if isinstance(error, OSError):
         fault = OS_SENTENCES.get(error.errno)
         where = f"{error.filename}: " if error.filename else ""
@@ -53,7 +59,13 @@ def exit_with_sentence(error: BaseException) -> None:
     sentence = sentence_for(error)
     if sentence is None:
         raise error
-    if getattr(tqdm, "_instances", ()):
-        print(file=sys.stderr)  # an open progress bar: the sentence gets a line of its own
-    print(f"error: {sentence}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may read it any more
+        if getattr(tqdm, "_instances", ()):
+            print(file=sys.stderr)  # an open progress bar: the sentence gets a line of its own
+        print(f"error: {sentence}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # what cannot be written any more must not be tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)

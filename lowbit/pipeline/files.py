@@ -12,6 +12,7 @@ from pathlib import Path
 from lowbit.pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+LONGEST_NAME = 200  # bytes; file systems take 255
 _claimed: set[tuple[int, int]] = set()  # device and inode of the folders that this process works on
 
 
@@ -27,8 +28,9 @@ def shown(path: Path) -> str:
 
 def run_dir(run: str) -> Path:
     """models/<run>; raises UserError for a name that is not one plain folder name, or is a file's."""
-    if not run or run.startswith(".") or Path(run).name != run:
-        raise UserError(f"RUN is {run!r}; use one plain folder name, such as my-run: it is made under models/")
+    if not run or run.startswith(".") or Path(run).name != run or len(os.fsencode(run)) > LONGEST_NAME:
+        raise UserError(f"RUN is {run!r}; use one plain folder name of at most {LONGEST_NAME} bytes, such as my-run: "
+                        "it is made under models/")
     folder = ROOT / "models" / run
     if folder.exists() and not folder.is_dir():
         raise UserError(f"RUN is {run!r}, but {shown(folder)} is a file: choose another name")
@@ -112,15 +114,3 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-
-
-
-
-
-
-
-
-
-

@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def machine() -> dict:
-    """Processor name, usable cores, memory in GB and the instructions that INT8 speed hangs on."""
+    """Processor name, usable cores, memory in GB and the instructions that INT8 speed depends on."""
     info = cpuinfo.get_cpu_info()
     flags = set(info.get("flags", []))
     return {

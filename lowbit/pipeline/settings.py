@@ -19,7 +19,7 @@ def read_constants(source: str) -> dict[str, tuple[object, str]]:
     last = next(number for number, line in enumerate(lines, 1) if number > first and line.startswith("# ----"))
     constants = {}
     for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and first < node.lineno < last:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and first < node.lineno < last:
             comment = lines[node.end_lineno - 1].partition("  # ")[2].strip()
             constants[node.targets[0].id] = (ast.literal_eval(node.value), comment)
     return constants

@@ -1,5 +1,6 @@
 """What every stage script does around its own work: settings, banner, errors, the next step's command."""
 
+import os
 import shlex
 import sys
 import time
@@ -17,15 +18,23 @@ def run_stage(main, script_globals: dict, bare: str = "") -> None:
     A user's mistake ends in one sentence and exit 2.
     """
     script, doc = script_globals["__file__"], script_globals["__doc__"]
+    open_closed_streams()
     started = time.monotonic()
     try:
         settings = parse_flags(script, doc, sys.argv[1:], bare)
         script_globals.update(settings)
         print(doc.splitlines()[0], flush=True)
         following = main(settings)
+        print(f"done in {time.monotonic() - started:.0f} s" + (f"; next: {following}" if following else ""), flush=True)
     except (Exception, KeyboardInterrupt) as error:
         exit_with_sentence(error)
-    print(f"done in {time.monotonic() - started:.0f} s" + (f"; next: {following}" if following else ""), flush=True)
+
+
+def open_closed_streams() -> None:
+    """Point a standard stream that the shell closed (`>&-`) at nothing: a file must not get its descriptor."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def next_command(script: str, settings: dict, *names: str) -> str:

@@ -48,10 +48,12 @@ def read_experiment(experiment: Experiment, data_dir: str, tweets: str) -> tuple
     print(experiment.name, flush=True)
     folder = resolve(data_dir)
     task = read_task(folder)
+    data: dict = {}
     if experiment.tweets:
-        data, paths = {"test": read_tweets(resolve(tweets))}, [resolve(tweets)]
+        data["test"], paths = read_tweets(resolve(tweets)), [resolve(tweets)]
     else:
-        data = {split: read_split(folder, split, task) for split in ("valid", "test")}
+        data |= {split: read_split(folder, split, task) for split in ("valid", "test")}
         paths = [folder / f"{split}.tsv" for split in data]
-    print(f"  {describe('test', *data['test'], task)}")
+    texts, answers = data["test"]
+    print(f"  {describe('test', texts, answers, task)}")
     return data, paths

@@ -100,7 +100,7 @@ def make_files(folder: Path, stage: str, recipes: dict[str, dict], s: dict, trai
                 if name not in calibrated:
                     calibrated[name] = calibrate(folder, source, name, reader.rows(chosen), options)
                 ranges, spent = calibrated[name]
-            making = {"error": spent["error"]} if "error" in spent else ask_child({
+            making: dict = {"error": spent["error"]} if "error" in spent else ask_child({
                 "do": "quantize", "source": str(source), "target": str(scratch / target.name), "recipe": recipe,
                 "ranges": str(ranges) if ranges else "", "options": options})
             if "error" in making:

@@ -84,7 +84,7 @@ def measure(candidates: list[Candidate], experiment: Experiment, data: dict, tas
     protocol = {name: s[name] for name in MEASURING} | {"WARMUP": WARMUP, "SHAPES": [shape]}
     outputs = {method: {split: np.array(values, np.float32) for split, values in held["outputs"].items()}
                for method, held in scored.items() if held}
-    records = {}
+    records: dict[str, dict] = {}
     for candidate in candidates:
         method = candidate.method
         records[method] = {"recipe": candidate.recipe}

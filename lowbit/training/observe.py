@@ -21,8 +21,8 @@ def observe(model: nn.Module, rows: list[Row], watchers: dict[nn.Module, Callabl
     model.eval()
     for module, watch in watchers.items():
         module.watch = watch
-    for _, same in itertools.groupby(sorted(rows, key=width), key=width):
-        same = list(same)
+    for _, group in itertools.groupby(sorted(rows, key=width), key=width):
+        same = list(group)
         for start in range(0, len(same), BATCH_SIZE):
             given = pad(same[start : start + BATCH_SIZE], 0)
             model(**{name: torch.from_numpy(value).to(device) for name, value in given.items()})

@@ -30,6 +30,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from lowbit.fp16 import conversion as fp16
 from lowbit.fp16 import simulation as fake_fp16
 from lowbit.graph import export
+from lowbit.graph.agreement import stored_parameters
 from lowbit.graph.inputs import hostile_inputs, sample_inputs
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import atomic_folder, external_data, file_bytes, publish
@@ -278,6 +279,46 @@ def with_low_scores(tiny_model):
             layer.attention.self.query.bias.fill_(3.2)
             layer.attention.self.key.bias.fill_(-3.2)
     return model
+
+
+def test_the_documents_converter_passes_the_same_checks(run, folder, fp16_flags, batches):
+    """onnxconverter-common on the prepared graph: the same weights, logits as close to FP32, through all of stage 3."""
+    other = copy_of(run)
+    done = run_fp16(QUANTIZE, other, *fp16_flags[QUANTIZE], "--converter", "onnxconverter-common")
+    assert done.returncode == 0, done.stderr
+    assert "are the trained ones in FP16, bit for bit" in done.stdout
+    ours, theirs = (stored_parameters(where / FILE) for where in (folder, run_folder(other)))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    some = batches[::6]
+    gap = np.abs(ask(run_folder(other) / FILE, some) - ask(folder / FILE, some))
+    assert gap.max() < 0.02
+    assert run_fp16(EVALUATE, other, *fp16_flags[EVALUATE]).returncode == 0
+
+
+@pytest.mark.parametrize("operators", [{"LayerNormalization"}, set()], ids=["operators in FP32", "beyond 2 GB"])
+def test_what_the_documents_converter_cannot_do_is_a_sentence(folder, tmp_path, monkeypatch, operators):
+    """Operators kept in FP32, and more weights than one file holds; nothing is written."""
+    monkeypatch.setattr(fp16, "LARGEST_FILE", 2**31 if operators else 1000)
+    with pytest.raises(UserError, match="set CONVERTER to onnxruntime"):
+        fp16.convert(fp16.read_fp32(folder / "model_qat.onnx", frozenset(operators)), tmp_path / FILE, True,
+                     "onnxconverter-common")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_old_name_of_a_setting_is_answered_with_the_new_one():
+    """AUTOCAST cast nothing here; its flag says what it is called now."""
+    for flag in ("--no-autocast", "--autocast", "--autocast=false"):
+        done = run_fp16(TRAIN, new_run(), flag)
+        assert done.returncode == 2
+        assert "AUTOCAST is called TF32 now: use --tf32" in done.error
+
+
+def test_an_unknown_converter_is_refused(run, fp16_flags):
+    """Both names stand in the sentence."""
+    done = run_fp16(QUANTIZE, run, *fp16_flags[QUANTIZE], "--converter", "olive")
+    assert done.returncode == 2
+    assert "CONVERTER is 'olive'; choose onnxruntime or onnxconverter-common" in done.error
 
 
 def test_padded_row_survives_low_scores(tiny_model, tmp_path):

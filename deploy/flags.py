@@ -3,7 +3,7 @@
 import argparse
 import difflib
 
-from predictor import Refusal
+from packed import Refusal
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 WANTED = {bool: "true or false; texts come before it, or behind --", int: "a whole number", float: "a number"}
@@ -12,6 +12,9 @@ WANTED = {bool: "true or false; texts come before it, or behind --", int: "a who
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise Refusal(f"{message}; see --help")
+
+    def _print_message(self, message, file=None):
+        print(message, end="", file=file, flush=True)  # a full disk is seen here, not when Python ends
 
 
 def settings_of(script: dict, argv: list[str], limits: dict, words: str = "") -> tuple[dict, list[str]]:
@@ -24,19 +27,19 @@ def settings_of(script: dict, argv: list[str], limits: dict, words: str = "") ->
     comments = {line.split(" ")[0]: line.partition("  # ")[2].strip() for line in block.splitlines()[1:]}
     constants = {name: script[name] for name in comments if name.isupper()}
     parser = _Parser(description=script["__doc__"], formatter_class=argparse.RawDescriptionHelpFormatter,
-                     allow_abbrev=False)
+                     allow_abbrev=False, usage=f"%(prog)s [flags] [{words.split(';')[0]}]", epilog=words)
     for name, value in constants.items():
         more = {"nargs": "?", "const": "true"} if isinstance(value, bool) else {"metavar": type(value).__name__}
         parser.add_argument(f"--{name.lower().replace('_', '-')}", dest=name,
                             help=f"{comments[name]} [{value}]".replace("%", "%%"), **more)
-    if words:
-        parser.add_argument("words", nargs="*", help=words)
-    found, unknown = parser.parse_known_args(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    found, others = parser.parse_known_args(argv[:end])
+    unknown = [text for text in others if text.startswith("-")]
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
         near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1, cutoff=0.0)[0]
-        raise Refusal(f"unknown setting {unknown[0]!r}; the nearest is {near}"
-                      + f"; a text that starts with a dash goes behind --, as in: -- {unknown[0]!r}" * bool(words))
+        raise Refusal(f"unknown setting {unknown[0]!r}; the nearest is {near}; "
+                      f"a text that starts with a dash goes behind --, as in: -- {unknown[0]!r}")
     settings = {}
     for name, value in constants.items():
         text, kind = getattr(found, name), type(value)
@@ -46,4 +49,4 @@ def settings_of(script: dict, argv: list[str], limits: dict, words: str = "") ->
             raise Refusal(f"{name} takes {WANTED[kind]}, not {text!r}; see --help") from None
         if name in limits and not limits[name][0] <= settings[name] <= limits[name][1]:
             raise Refusal(f"{name} is {settings[name]}; it must be from {limits[name][0]} to {limits[name][1]}")
-    return settings, found.words if words else []
+    return settings, others + argv[end + 1:]

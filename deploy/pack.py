@@ -26,12 +26,12 @@ from lowbit.training.encoder import RUN_FILES
 RUN = "indobert-qat-int8-smsa"  # folder under models/ of a run that went through its four stages
 DIST = "dist"                   # folder that packed runs lie in, from the project's root
 MAX_DROP = 1.0                  # points of test accuracy below FP32 from which a run is refused
-FORCE = False                   # pack a run that was not evaluated, or lost more than MAX_DROP
+FORCE = False                   # pack a run that was not evaluated, or lost more than MAX_DROP; replace edited files
 # --------------------------------------------------------------------------------------------------
 
 MANIFEST, FORMAT = "manifest.json", 2
 KINDS = {"int8": "model_quantized.onnx", "fp16": "model_fp16.onnx"}  # as transformers.js names them
-SCRIPTS = ("predict.py", "predictor.py", "rows.py", "records.py", "flags.py")
+SCRIPTS = ("predict.py", "predictor.py", "packed.py", "lines.py", "rows.py", "records.py", "output.py", "flags.py")
 SERVER_PACKAGES = ("numpy", "onnxruntime", "tokenizers")
 RUNTIME = "onnxruntime"  # what predict.py runs a file in
 SAME = 1e-5  # a logit that batch-mates move by less does not show in a probability
@@ -71,21 +71,39 @@ def target_folder() -> Path:
     target = resolve(DIST) / RUN
     check(not target.resolve().is_relative_to((ROOT / "models").resolve()),
           f"DIST is {DIST!r}: {shown(target)} lies among the runs, and would be replaced: name another folder")
-    if target.exists():
-        check(target.is_dir(), f"{shown(target)} is a file: name another DIST, or move it away")
-        check(not any(target.iterdir()) or bool(packed_files(target)),
-              f"{shown(target)} was not made by pack.py: name another DIST, or move it away")
+    for folder in (target.parent, target):
+        check(folder.is_dir() or not folder.exists(), f"{shown(folder)} is a file: name another DIST, or move it away")
+    check(not target.exists() or not any(target.iterdir()) or bool(packed_files(target)),
+          f"{shown(target)} was not made by pack.py: name another DIST, or move it away")
     return target
 
 
-def packed_files(folder: Path) -> list[str]:
-    """The files that an earlier pack.py wrote into a folder, by its manifest; none where there is no such manifest."""
+def packed_files(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of what an earlier pack.py wrote into a folder, by its manifest; {} where there is none."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        names = [*manifest["files"], MANIFEST] if manifest["model"] in manifest["files"] else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts]
+        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        if manifest["model"] not in files:
+            return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return {name: digest for name, digest in files.items()
+            if not Path(name).is_absolute() and ".." not in Path(name).parts}
+
+
+def refuse_losses(target: Path, packed: Path, old: dict[str, str], new: list[str]) -> None:
+    """Raises UserError where the place of a new file is not free, or (unless FORCE) the old one was edited."""
+    for name in (*new, *old):
+        path, above = target / name, [target / parent for parent in Path(name).parents[:-1]]
+        blocked = next((place for place in above if place.exists() and not place.is_dir()), path)
+        check(blocked is path and not path.is_dir(),
+              f"{shown(blocked)} is in the way of a file of the pack: move it away")
+        if name == MANIFEST or not path.exists() or (name in new and sha256(path) == sha256(packed / name)):
+            continue
+        check(name in old, f"{shown(path)} is not of the pack that is there, but the new one has a file of that name: "
+                           "move it away")
+        check(FORCE or sha256(path) == old[name],
+              f"{shown(path)} was edited since it was packed: move it away, or replace it with --force")
 
 
 def replace(target: Path, packed: Path) -> int:
@@ -99,6 +117,7 @@ def replace(target: Path, packed: Path) -> int:
     old = packed_files(target)
     new = sorted((path.relative_to(packed).as_posix() for path in packed.rglob("*") if path.is_file()),
                  key=lambda name: name == MANIFEST)
+    refuse_losses(target, packed, old, new)
     for name in new:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(packed / name, target / name)

@@ -5,18 +5,26 @@ Reads    .tsv, .csv, .jsonl, or .txt with a text a line; each also .gz
 Writes   one record a row, in the rows' order: label and probabilities (or a number), or the row's error
 Status   0; 1 if a row had an error; 2 if nothing could be done, or not to the end
 """
+import contextlib
 import errno
 import itertools
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while libraries load: nothing has begun
+
 import numpy as np
 from flags import settings_of
-from predictor import MOST_BATCH, Predictor, Refusal, identity, read_manifest, verify
-from records import EMPTY, Finished, Form, Output, form_of
-from rows import open_input, read_rows, rows_of_words
+from lines import open_input
+from output import Finished, Output
+from packed import MOST_BATCH, Refusal, identity, read_manifest, verify
+from predictor import Predictor
+from records import EMPTY, Form, form_of
+from rows import read_rows, rows_of_words
 
 # ---- settings: edit here, or for one run: --input reviews.csv --output labels.jsonl ---------------
 MODEL_DIR = ""                  # folder that pack.py made; "" = where this script lies
@@ -75,19 +83,20 @@ def label_rows(rows, predictor: Predictor, out: Output, window: int) -> Refusal 
         for place in [place for place in good if not np.isfinite(found[place][0]).all()]:
             held[place] = held[place]._replace(error="the model's answer is no number")
             del found[place]
-        out.write(held, found)
+        out.write(held, found, ended is None)
         if shown:
             rate = (out.rows - out.done) / (time.monotonic() - started)
-            print(f"\r{out.rows:,} rows, {rate:,.0f} rows/s ", end="", file=sys.stderr, flush=True)
+            say(f"\r{out.rows:,} rows, {rate:,.0f} rows/s ", end="")
     if shown:
-        print(file=sys.stderr)
+        say("")
     return ended
 
 
-def say(text: str) -> None:
-    """A line on standard error, if it is open."""
-    if sys.stderr is not None:
-        print(text, file=sys.stderr)
+def say(text: str, end: str = "\n") -> None:
+    """Text on standard error; whether it is open, full or read changes nothing of what is done."""
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None:
+            print(text, end=end, file=sys.stderr, flush=True)
 
 
 def summary(out: Output, predictor: Predictor, seconds: float, labelled: int) -> None:
@@ -106,6 +115,9 @@ def main(argv: list[str]) -> int:
     s, words = settings_of(globals(), argv, LIMITS, "texts to label; behind -- where one starts with a dash")
     if words and s["INPUT"]:
         raise Refusal(f"INPUT is {s['INPUT']}, and there are texts behind the command ({words[0]!r}): give one of both")
+    keep = [name.strip() for name in s["KEEP"].split(",") if name.strip()]
+    if words and keep:
+        raise Refusal(f"KEEP is {s['KEEP']}, but the texts behind the command ({words[0]!r}) have no columns")
     folder = Path(s["MODEL_DIR"]) if s["MODEL_DIR"] else Path(__file__).resolve().parent
     if s["CHECK"]:
         manifest = read_manifest(folder)
@@ -118,7 +130,6 @@ def main(argv: list[str]) -> int:
     if len(columns) != len(predictor.texts):
         raise Refusal(f"COLUMN names {len(columns)} columns; this model reads {len(predictor.texts)}: "
                       + ", ".join(predictor.texts))
-    keep = [name.strip() for name in s["KEEP"].split(",") if name.strip()]
     # a header is understood before anything is written
     rows = (rows_of_words(words, len(columns), s["TEXT_BYTES"]) if words
             else read_rows(source, columns, keep, s["TEXT_BYTES"]))
@@ -144,23 +155,28 @@ def main(argv: list[str]) -> int:
     return 1 if out.counts[""] else 0
 
 
-if __name__ == "__main__":
+def status_of(argv: list[str]) -> int:
+    """main() with a sentence for each way to end early."""
     try:
-        status = main(sys.argv[1:])
+        return main(argv)
     except Refusal as refusal:
         say(f"error: {refusal}")
-        status = 2
     except KeyboardInterrupt:
         say("error: interrupted; with --output, go on with --resume")
-        status = 130
+        return 130
     except BrokenPipeError:  # the reader has had enough
-        status = 0
+        return 0
     except OSError as error:
         if error.errno not in FAULTS:
             raise
         where = f"{error.filename}: " if error.filename else "the output: "
         say(f"error: {where}{FAULTS[error.errno]}; what was written stays: mend it, then go on with --resume")
-        status = 2
-    if sys.stdout is not None:
-        sys.stdout = None  # nothing is left to be flushed
+    return 2
+
+
+if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    status = status_of(sys.argv[1:])
+    sys.stdout = sys.stderr = None  # nothing is left to be flushed
     sys.exit(status)

@@ -1,24 +1,20 @@
 """A packed model and the cleaning it was trained with: what a server imports. Needs numpy, onnxruntime, tokenizers."""
 
-import hashlib
-import json
-import os
 import re
 import time
 from collections import Counter, defaultdict, deque
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
+from packed import NEEDED, Refusal, read_json, read_manifest, verify
 from tokenizers import Tokenizer
 
 SPECIAL = re.compile(r"[^\w\s]|_")  # all but letters, digits and white space
-MOST_BATCH = 4096  # texts
-NEEDED = ("tokenizer.json", "preprocessing.json", "task.json")
-
-
-class Refusal(Exception):
-    """One sentence that says what is wrong and what to do."""
+CHUNK = 64  # texts that are tokenized at a time
+PIECE = 4096  # characters that are tokenized at a time where only their number counts
+LONGEST_WORD = 100  # characters of a word that is looked up; a longer one is unknown as a whole
 
 
 def remove_stop_words(words: list[str], stop_words: set[str]) -> list[str]:
@@ -51,59 +47,12 @@ def clean(text: str, steps: dict, stop_words: set[str]) -> str:
     return " ".join(words)
 
 
-def sha256(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+class Tokens(NamedTuple):
+    """What the model gets of a text or pair; `empty`: the cleaned text, or one of the pair, has no token."""
 
-
-def read_json(path: Path):
-    """A JSON file; raises Refusal for one that cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Refusal(f"{path} cannot be read ({error.strerror}): copy the whole folder that pack.py made") from None
-    except ValueError as error:
-        raise Refusal(f"{path} is no JSON ({error}): copy the folder again, or pack again") from None
-
-
-def read_manifest(folder: Path) -> dict:
-    """manifest.json of a packed folder; raises Refusal where there is none, or one that pack.py did not write."""
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise Refusal(f"{folder} holds no manifest.json: name the folder that pack.py made with --model-dir")
-    manifest = read_json(path)
-    try:
-        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-        size, model = manifest["batch_size"], manifest["model"]
-        wrong = [name for name in files if os.path.isabs(name) or os.pardir in Path(name).parts]
-        if wrong:
-            raise Refusal(f"{path} names {wrong[0]}, which lies outside the folder: pack again")
-        if type(size) is not int or not 1 <= size <= MOST_BATCH:
-            raise Refusal(f"{path} has the batch_size {size!r}; it must be from 1 to {MOST_BATCH}: pack again")
-        absent = [name for name in (model, *NEEDED) if name not in files]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Refusal(f"{path} is not what pack.py writes ({type(error).__name__}: {error}): pack again") from None
-    if absent:
-        raise Refusal(f"{path} does not list {absent[0]!r} among its files, so it cannot be checked: pack again")
-    return manifest
-
-
-def verify(folder: Path, manifest: dict, names) -> None:
-    """Raises Refusal, naming file and hashes, unless every file is the one that was packed."""
-    for name in names:
-        wanted = manifest["files"][name]["sha256"]
-        if not (folder / name).is_file():
-            raise Refusal(f"{folder / name} is missing: copy the whole folder that pack.py made")
-        found = sha256(folder / name)
-        if found != wanted:
-            raise Refusal(f"{folder / name} (SHA-256 {found[:12]}) is not the file that was packed ({wanted[:12]}): "
-                          "copy the folder again")
-
-
-def identity(manifest: dict) -> str:
-    """Digest of model, tokenizer, preprocessing and task: what a text's answer depends on beside the text."""
-    digests = (manifest["files"][name]["sha256"] for name in (manifest["model"], *NEEDED))
-    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+    ids: list[int]
+    type_ids: list[int]
+    empty: bool
 
 
 class Predictor:
@@ -125,15 +74,20 @@ class Predictor:
             self.stop_words = frozenset(settings["stop_words"])
         except (KeyError, TypeError) as error:
             raise Refusal(f"{folder} was packed by another version ({error} is not there): pack again") from None
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(self.max_length)
         self.batch_size = batch_size or self.manifest["batch_size"]
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self.session = ort.InferenceSession(str(folder / self.manifest["model"]), options,
-                                            providers=["CPUExecutionProvider"])
+        loading = folder / "tokenizer.json"
+        try:
+            self.tokenizer = Tokenizer.from_file(str(loading))
+            loading = folder / self.manifest["model"]
+            self.session = ort.InferenceSession(str(loading), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # both libraries have no narrower one
+            raise Refusal(f"{loading} cannot be loaded here ({str(error).splitlines()[0]}): pip install -r "
+                          "requirements.txt, or pack again") from None
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(self.max_length)
         self.seconds = Counter()
 
     def clean(self, text) -> str | tuple:
@@ -142,26 +96,53 @@ class Predictor:
             return clean(text, self.steps, self.stop_words)
         return tuple(clean(part, self.steps, self.stop_words) for part in text)
 
-    def head(self, text: str) -> str:
-        """As much of a cleaned text as can matter: its first tokens are those of the whole, and fill the longest input.
+    def count(self, text: str) -> int:
+        """Tokens of a cleaned text, however many, counted a few words at a time."""
+        added, total, start = self.tokenizer.num_special_tokens_to_add(False), 0, 0
+        while start < len(text):
+            end = text.find(" ", start + PIECE)
+            found = self.tokenizer.encode(text[start : end if end > 0 else len(text)])
+            total += sum(len(piece.ids) - added for piece in (found, *found.overflowing))
+            start = end if end > 0 else len(text)
+        return total
 
-        Cut between words, or, where a word goes on and on, behind 100 tokens more: no longer word is looked up.
+    def head(self, text: str, least: int = 0) -> str:
+        """As much of a cleaned text as can matter: its tokens are those of the whole, more than the longest input.
+
+        They are more than `least`, too. Cut between words, or, where a word goes on and on, behind 100 tokens more: no
+        longer word is looked up.
         """
-        size, spare = 32 * self.max_length, 1 + 100 // (self.max_length - 2)
+        size, least = 4 * self.max_length, max(least, self.max_length)
         while size < len(text):
-            for part, more in ((text[:size].rpartition(" ")[0], 0), (text[:size], spare)):
-                encoding = self.tokenizer.encode(part)
-                if len(encoding.ids) == self.max_length and len(encoding.overflowing) >= more:
+            for part, more in ((text[:size].rpartition(" ")[0], 0), (text[:size], LONGEST_WORD)):
+                if self.count(part) > least + more:
                     return part
             size *= 8
         return text
 
-    def encodings(self, cleaned: list) -> list:
-        """An encoding for each cleaned text, cut to the longest input that the model was trained on."""
-        return self.tokenizer.encode_batch([self.head(text) if isinstance(text, str) else tuple(map(self.head, text))
-                                            for text in cleaned])
+    def heads(self, pair: tuple[str, str]) -> tuple[str, ...]:
+        """The heads of a pair. The longer of two long ones keeps one token more, so it must stay the longer."""
+        if max(map(len, pair)) <= 4 * self.max_length:
+            return pair
+        counts = [self.count(text) for text in pair]
+        if min(counts) <= self.max_length:
+            return tuple(map(self.head, pair))
+        longer = int(counts[0] <= counts[1])  # of equal ones the second
+        shorter = self.head(pair[1 - longer])
+        return (shorter, self.head(pair[1], self.count(shorter))) if longer else (
+            self.head(pair[0], self.count(shorter)), shorter)
 
-    def batches(self, encodings: list):
+    def encodings(self, cleaned: list) -> list[Tokens]:
+        """The tokens of each cleaned text, cut to the longest input that the model was trained on."""
+        found = []
+        for start in range(0, len(cleaned), CHUNK):  # the tokenizer keeps what it cut off, at 100 bytes a token
+            heads = [self.head(text) if isinstance(text, str) else self.heads(text)
+                     for text in cleaned[start : start + CHUNK]]
+            found += [Tokens(one.ids, one.type_ids, len(set(one.sequence_ids) - {None}) < len(self.texts))
+                      for one in self.tokenizer.encode_batch(heads)]
+        return found
+
+    def batches(self, encodings: list[Tokens]):
         """(indices, inputs) of length-sorted batches: int64 arrays [batch, seq], padded to the batch's longest row."""
         order = sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids))
         for start in range(0, len(order), self.batch_size):
@@ -178,8 +159,14 @@ class Predictor:
                     inputs["token_type_ids"][line, : len(ids)] = encodings[i].type_ids
             yield group, inputs
 
-    def outputs(self, cleaned: list) -> np.ndarray:
-        """Logits, float64 [n, labels] (or [n, 1], the number), of cleaned texts, in their order."""
+    def answers(self, texts: list) -> tuple[np.ndarray, list[bool]]:
+        """(float64 probabilities [n, labels] or numbers [n, 1]; whether nothing is left of a text, or half a pair).
+
+        What the model says of nothing is the same for every such text, whatever stood there.
+        """
+        started = time.perf_counter()
+        cleaned = [self.clean(text) for text in texts]
+        self.seconds["cleaning"] += time.perf_counter() - started
         started = time.perf_counter()
         encodings = self.encodings(cleaned)
         self.seconds["tokens"] += time.perf_counter() - started
@@ -188,21 +175,10 @@ class Predictor:
             started = time.perf_counter()
             found[group] = self.session.run(["logits"], inputs)[0]
             self.seconds["session"] += time.perf_counter() - started
-        return found
-
-    def answers(self, texts: list) -> tuple[np.ndarray, list[bool]]:
-        """(probabilities [n, labels] or numbers [n, 1]; whether cleaning left nothing of a text, or of one of a pair).
-
-        What the model says of nothing is the same for every such text, whatever stood there.
-        """
-        started = time.perf_counter()
-        cleaned = [self.clean(text) for text in texts]
-        self.seconds["cleaning"] += time.perf_counter() - started
-        found = self.outputs(cleaned)
         if self.labels and len(found):
             powers = np.exp(found - found.max(1, keepdims=True))
             found = powers / powers.sum(1, keepdims=True)
-        return found, [not (text if isinstance(text, str) else all(text)) for text in cleaned]
+        return found, [tokens.empty for tokens in encodings]
 
     def probabilities(self, texts: list) -> np.ndarray:
         """Float64 array [n, labels], in the texts' order."""

@@ -1,22 +1,19 @@
 """Rows of a .tsv, .csv, .jsonl or .txt of any size, also .gz: every bad row is an error of its own."""
 
 import csv
-import gzip
-import io
 import json
 import re
-import sys
-import zlib
-from pathlib import Path
 from typing import NamedTuple
 
-from predictor import Refusal
+from lines import Lines, Source
+from packed import Refusal
 
-FORMATS = ("tsv", "csv", "jsonl", "txt")
-SEPARATORS = {"tsv": "\t", "csv": ","}
 BAD_BYTES = re.compile("[\udc80-\udcff]")  # how surrogateescape keeps what is not UTF-8
 SURROGATE = re.compile("[\ud800-\udfff]")
-LARGEST_COLUMN = 10_000
+NOT_UTF8, HALF = "is not UTF-8", "holds half of a character (a lone surrogate)"
+MOST_COLUMNS = 10_000
+NAMED_COLUMNS = 10  # of a header, in a sentence
+ROWS_IN_QUOTES = 8  # lines of one cell that, all looking like rows, are taken for rows behind a quote left open
 
 
 class Row(NamedTuple):
@@ -27,93 +24,9 @@ class Row(NamedTuple):
     error: str = ""
 
     def characters(self) -> int:
-        """Length of the text, or of both."""
-        return sum(map(len, self.text)) if isinstance(self.text, tuple) else len(self.text or "")
-
-
-class Source(NamedTuple):
-    """An opened input: its line reader, format, and name for messages."""
-
-    readline: object
-    form: str
-    where: str
-    separator: str
-
-
-def open_input(path: str, form: str, encoding: str, separator: str) -> Source:
-    """A file (also .gz), or standard input for ""; raises Refusal for what cannot be read as `form`."""
-    ends = Path(path).name.lower().split(".")[:0:-1]
-    kind = form or ("txt" if not path else next((part for part in ends if part != "gz"), ""))
-    if kind not in FORMATS:
-        raise Refusal(f"FORMAT of {path} is {kind!r}; name one with --format: {', '.join(FORMATS)}")
-    between = {"\\t": "\t", "": SEPARATORS.get(kind, "")}.get(separator, separator)
-    if separator and (len(between) != 1 or between in '"\r\n' or kind not in SEPARATORS):
-        raise Refusal(f"SEPARATOR is {separator!r}; it is one character between the columns of a csv or tsv")
-    if not path:
-        if sys.stdin is None:
-            raise Refusal("standard input is closed: name a file with --input")
-        stream, where = sys.stdin.buffer, "standard input"
-    else:
-        where = path
-        try:
-            stream = gzip.open(path, "rb") if ends[:1] == ["gz"] else open(path, "rb")  # noqa: SIM115
-        except OSError as error:
-            raise Refusal(f"INPUT {path} cannot be read: {error.strerror}") from None
-    return Source(_decoding(stream, encoding, where), kind, where, between)
-
-
-def _decoding(stream, encoding: str, where: str):
-    """readline(limit) -> bytes in UTF-8 of a stream in `encoding`; raises Refusal for what it plainly is not."""
-    stream = io.BufferedReader(stream) if not hasattr(stream, "peek") else stream
-    try:
-        start = stream.peek(65536)[:65536]
-    except gzip.BadGzipFile as error:
-        raise Refusal(f"{where} is no gzip ({error}): take .gz off its name, or fetch it again") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise Refusal(f"{where} cannot be read ({error}): fetch it again") from None
-    if encoding.lower() in ("utf-8", "utf8"):
-        if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise Refusal(f"{where} is UTF-16, as spreadsheets save \"Unicode text\": read it with --encoding utf-16")
-        if b"\r" in start and b"\n" not in start:
-            raise Refusal(f"{where} has carriage returns for line ends: turn them into line feeds, such as with "
-                          "tr '\\r' '\\n'")
-        if start.startswith(b"\xef\xbb\xbf"):
-            stream.read(3)  # the byte-order mark
-        return stream.readline
-    try:
-        text = io.TextIOWrapper(stream, encoding, newline="\n")
-    except LookupError:
-        raise Refusal(f"ENCODING {encoding!r} is not known: try utf-8, utf-16 or cp1252") from None
-    return lambda limit: text.readline(limit).encode("utf-8", "surrogatepass")
-
-
-class Lines:
-    """Lines as text without their ends, each read to `limit` bytes at most; `number` is the last one's.
-
-    A longer line is passed over, and `whole` is False until somebody sets it again. Bytes that are not UTF-8 survive
-    as surrogates, for the row's own error. Raises Refusal, behind the last line, for an input that breaks off.
-    """
-
-    def __init__(self, source: Source, limit: int):
-        self.source, self.limit, self.number, self.whole = source, limit, 0, True
-
-    def __iter__(self):
-        return self
-
-    def __next__(self) -> str:
-        try:
-            line = part = self.source.readline(self.limit)
-            long = len(line) >= self.limit and not line.endswith(b"\n")
-            while long and part and not part.endswith(b"\n"):
-                part = self.source.readline(1 << 20)
-        except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
-            raise Refusal(f"{self.source.where} breaks off behind line {self.number} ({error}): it was cut short or is "
-                          "not what it says; the rows before are labelled") from None
-        if not line:
-            raise StopIteration
-        self.number += 1
-        self.whole = self.whole and not long
-        return "" if long else line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        """Length of the texts and of what is kept."""
+        texts = self.text if isinstance(self.text, tuple) else (self.text or "",)
+        return sum(map(len, texts)) + sum(len(value if isinstance(value, str) else repr(value)) for value in self.kept)
 
 
 def read_rows(source: Source, columns: list[str], keep: list[str], text_bytes: int):
@@ -121,16 +34,17 @@ def read_rows(source: Source, columns: list[str], keep: list[str], text_bytes: i
 
     Raises Refusal, also later, for an input whose rows cannot be told apart any more.
     """
+    if source.form == "txt" and (len(columns) > 1 or keep):
+        raise Refusal(f"{source.where} has no columns, and {' and '.join(columns + keep)} are wanted: it must be "
+                      "tsv, csv or jsonl")
     lines = Lines(source, 8 * text_bytes)
     if source.form == "txt":
-        if len(columns) > 1 or keep:
-            raise Refusal(f"{source.where} has no columns, and {' and '.join(columns + keep)} are wanted: it must be "
-                          "tsv, csv or jsonl")
         found = ((line, []) for line in lines)
     elif source.form == "jsonl":
         found = (_of_json(line, columns, keep) for line in lines)
     else:
         found = _of_table(source, lines, columns, keep, text_bytes)
+
     def checked():
         for text, kept in found:
             whole, lines.whole = lines.whole, True
@@ -150,60 +64,94 @@ def rows_of_words(words: list[str], texts: int, text_bytes: int):
     return (row_of(tuple(words[i : i + texts]), [], text_bytes) for i in range(0, len(words), texts))
 
 
+def row_of(texts: tuple[str, ...], kept: list, text_bytes: int) -> Row:
+    """A Row, with an error where no model should be asked about it."""
+    for text in texts:
+        if SURROGATE.search(text):
+            return Row(None, kept, NOT_UTF8 if BAD_BYTES.search(text) else HALF)
+        if "\0" in text:
+            return Row(None, kept, "holds a NUL byte")
+        if not text.strip():
+            return Row(None, kept, "has an empty text")
+        if 4 * len(text) > text_bytes and len(text.encode()) > text_bytes:
+            return Row(None, kept, f"is longer than TEXT_BYTES, {text_bytes} bytes")
+    return Row(texts[0] if len(texts) == 1 else texts, kept)
+
+
 def _of_json(line: str, columns: list[str], keep: list[str]):
+    """(texts, kept), or (what is wrong, kept)."""
+    if BAD_BYTES.search(line):
+        return NOT_UTF8, []
     try:
-        record = json.loads(line)
-        if not isinstance(record, dict):
-            return "is no JSON object", []
-        absent = [name for name in (*columns, *keep) if name not in record]
-        if absent:
-            return f"has no key {absent[0]!r}", []
-        kept = [record[name] for name in keep]
-        wrong = [name for name in columns if not isinstance(record[name], str)]
-        if wrong:
-            return f"has no text under the key {wrong[0]!r}", kept
-        return tuple(record[name] for name in columns), kept
+        record = json.loads(line, parse_constant=lambda name: None)  # NaN, which is no JSON
     except (ValueError, RecursionError) as error:
-        return f"is no JSON ({error})" if line or not isinstance(error, ValueError) else "is an empty line", []
+        return f"is no JSON ({error})" if line else "is an empty line", []
+    if not isinstance(record, dict):
+        return "is no JSON object", []
+    kept, texts = [record.get(name) for name in keep], [record.get(name) for name in columns]
+    absent = [name for name in (*columns, *keep) if name not in record]
+    if absent:
+        return f"has no key {absent[0]!r}", kept
+    wrong = [name for name, text in zip(columns, texts, strict=True) if not isinstance(text, str)]
+    if wrong:
+        return f"has no text under the key {wrong[0]!r}", kept
+    return (HALF if any(map(SURROGATE.search, texts)) else tuple(texts)), kept
 
 
 def _of_table(source: Source, lines: Lines, columns: list[str], keep: list[str], text_bytes: int):
+    """(texts, kept), or (what is wrong, kept), of each row; the header is understood before this returns."""
     rows = _cells(source, lines, text_bytes)
     first = next(rows, [])
     names = [name.strip() for name in first] if isinstance(first, list) else []
-    wanted, header = [*columns, *keep], any(name in names for name in (*columns, *keep))
-    for name in wanted:
-        if name not in names and not (name.isdecimal() and 0 < int(name) <= LARGEST_COLUMN):
-            listed = ", ".join(repr(other[:40]) for other in names) or "none"
-            way = ": name one with --column, or its number, from 1, if the first line is no header"
-            raise Refusal(f"{source.where} has no column {name!r}, but {listed}{_hint(source, first, wanted) or way}")
-    places = [names.index(name) if name in names else int(name) - 1 for name in wanted]
-    if len(names) == 1 and max(places) > 0 and _hint(source, first, []):
-        raise Refusal(f"{source.where} has one column{_hint(source, first, [])}")
+    wanted, width = [*columns, *keep], len(names) or MOST_COLUMNS
+    places = [_place(source, names, name, wanted) for name in wanted]
+    if len(names) == 1 and max(places) > 0 and _hint(source, names, []):
+        raise Refusal(f"{source.where} has one column{_hint(source, names, [])}")
 
     def pick(cells):
         if not isinstance(cells, list):
             return cells, []
         if not cells:
             return "is an empty line", []
+        if any(cells[width:]):  # whatever stands behind the cell too many may be in the wrong column
+            return f"has {len(cells)} columns, but the first line {width}: a separator stands in a text", []
+        picked = [cells[place] if place < len(cells) else "" for place in places]
         short = [place for place in places if place >= len(cells)]
         if short:
-            return f"has {len(cells)} columns, no number {short[0] + 1}", []
-        picked = [cells[place] for place in places]
+            return f"has {len(cells)} columns, no number {short[0] + 1}", picked[len(columns):]
         return tuple(picked[: len(columns)]), picked[len(columns):]
 
     def every():
-        if not header and first:
+        if first and not any(name in names for name in wanted):
             yield pick(first)
         yield from map(pick, rows)
     return every()
 
 
-def _hint(source: Source, first, wanted: list[str]) -> str:
+def _place(source: Source, names: list[str], name: str, wanted: list[str]) -> int:
+    """Where the column of this name or number is; raises Refusal where that is not sure."""
+    number = int(name) if name.isdecimal() and len(name) <= len(str(MOST_COLUMNS)) else 0
+    if names.count(name) > 1:
+        raise Refusal(f"{source.where} has {names.count(name)} columns of the name {name!r}: rename all but one")
+    if name in names and 0 < number <= len(names):
+        raise Refusal(f"column {name!r} may be a number, or the name of a column in the first line of {source.where}: "
+                      "give it another name there")
+    if name in names:
+        return names.index(name)
+    if 0 < number <= MOST_COLUMNS:
+        return number - 1
+    listed = ", ".join(repr(other[:40]) for other in names[:NAMED_COLUMNS]) or "none"
+    more = f" and {len(names) - NAMED_COLUMNS} more" if len(names) > NAMED_COLUMNS else ""
+    way = ": name one with --column, or its number, from 1, if the first line is no header"
+    way = _hint(source, names, wanted) or way
+    raise Refusal(f"{source.where} has no column {name[:40]!r}, but {listed}{more}{way}")
+
+
+def _hint(source: Source, names: list[str], wanted: list[str]) -> str:
     """What the separator seems to be, where one line is one cell."""
-    if isinstance(first, list) and len(first) == 1:
+    if len(names) == 1:
         for other in ";,\t|":
-            parts = [part.strip().strip('"') for part in first[0].split(other)]
+            parts = [part.strip().strip('"') for part in names[0].split(other)]
             if other != source.separator and len(parts) > 1 and all(n in parts or n.isdecimal() for n in wanted):
                 return f"; it looks separated by {other!r}: read it with --separator {other!r}"
     return ""
@@ -213,7 +161,8 @@ def _cells(source: Source, lines: Lines, text_bytes: int):
     """Each row's cells, or what is wrong with it, of a tsv (quoting off) or csv (quoting on)."""
     if source.form == "tsv":
         for line in lines:
-            yield line.split(source.separator)
+            many = line.count(source.separator) >= MOST_COLUMNS
+            yield f"has more than {MOST_COLUMNS} columns" if many else line.split(source.separator)
         return
     csv.field_size_limit(8 * text_bytes)
     fed = (line.replace("\r", " ") + "\n" for line in lines)
@@ -221,7 +170,7 @@ def _cells(source: Source, lines: Lines, text_bytes: int):
     while True:
         opened = lines.number + 1
         try:
-            yield next(reader)
+            cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
@@ -231,19 +180,14 @@ def _cells(source: Source, lines: Lines, text_bytes: int):
             # a quote that is never closed, or closed too far away to be one text: every row behind it is in doubt
             raise Refusal(f"{source.where} line {opened}: a quote opens in this row and is not closed within "
                           f"{8 * text_bytes} bytes or before the end: close it; the rows before are labelled") from None
+        rows = _rows_in_quotes(cells, source.separator) if lines.number - opened > ROWS_IN_QUOTES else 0
+        yield (f"runs from line {opened} to {lines.number}, and {rows} of these look like rows: a quote is not closed"
+               if rows else cells)
 
 
-def row_of(texts: tuple[str, ...], kept: list, text_bytes: int) -> Row:
-    """A Row, with an error where no model should be asked about it."""
-    for text in texts:
-        if BAD_BYTES.search(text):
-            return Row(None, kept, "is not UTF-8")
-        if SURROGATE.search(text):
-            return Row(None, kept, "holds half of a character (a lone surrogate)")
-        if "\0" in text:
-            return Row(None, kept, "holds a NUL byte")
-        if not text.strip():
-            return Row(None, kept, "has an empty text")
-        if 4 * len(text) > text_bytes and len(text.encode()) > text_bytes:
-            return Row(None, kept, f"is longer than TEXT_BYTES, {text_bytes} bytes")
-    return Row(texts[0] if len(texts) == 1 else texts, kept)
+def _rows_in_quotes(cells: list[str], separator: str) -> int:
+    """How many lines of a cell look like rows, where all between its first and last do; else 0."""
+    for inner in (cell.split("\n")[1:-1] for cell in cells):
+        if len(inner) >= ROWS_IN_QUOTES and all(line.count(separator) == len(cells) - 1 > 0 for line in inner):
+            return len(inner)
+    return 0

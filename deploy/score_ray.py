@@ -30,6 +30,7 @@ WINDOW = 4096                   # rows that a worker reads, sorts by length, lab
 TEXT_BYTES = 1_000_000          # bytes of a text; a longer one is an error
 # --------------------------------------------------------------------------------------------------
 
+MOST_THREADS = max(64, 2 * (os.cpu_count() or 1))
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".txt")
 LEDGER = "scored.json"
 
@@ -48,9 +49,10 @@ class ScoreFile:
 
     def __call__(self, task: dict) -> dict:
         """{"path", "target", "force"} -> the same with `rows`, `errors` and `refusal`, which is "" for a whole file."""
+        from output import Finished, Output
+        from packed import Refusal, identity
         from predict import label_rows
-        from predictor import Refusal, identity
-        from records import Finished, Form, Output
+        from records import Form
 
         found = {**task, "rows": 0, "errors": 0, "refusal": ""}
         try:
@@ -73,8 +75,9 @@ class ScoreFile:
 
     def rows(self, path: str):
         """The rows of a file."""
-        from predictor import Refusal
-        from rows import open_input, read_rows, row_of
+        from lines import open_input
+        from packed import Refusal
+        from rows import read_rows, row_of
 
         if not path.endswith(".parquet"):
             return read_rows(open_input(path, "", "utf-8", ""), self.columns, self.keep, self.s["TEXT_BYTES"])
@@ -92,11 +95,20 @@ class ScoreFile:
         def every():
             try:
                 for batch in table.iter_batches(min(self.s["WINDOW"], 1024), columns=self.columns + self.keep):
-                    for record in batch.to_pylist():
-                        yield _row(tuple(record[name] for name in self.columns), [record[name] for name in self.keep])
+                    texts, kept = ([values(batch.column(name)) for name in names]
+                                   for names in (self.columns, self.keep))
+                    for i in range(batch.num_rows):
+                        yield _row(tuple(column[i] for column in texts), [column[i] for column in kept])
             except pyarrow.ArrowException as error:
                 raise Refusal(f"{path} breaks off ({str(error).splitlines()[0]}); the rows before are labelled"
                               ) from None
+
+        def values(column) -> list:
+            """Python values; strings that are not UTF-8 keep their bytes as surrogates, for the row's own error."""
+            if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+                return column.to_pylist()
+            return [None if value is None else value.decode("utf-8", "surrogateescape")
+                    for value in column.cast(pyarrow.large_binary()).to_pylist()]
 
         def _row(texts, kept):
             if all(isinstance(text, str) for text in texts):
@@ -127,10 +139,13 @@ def identity_of(path: str) -> str:
 def read_ledger(output: Path) -> dict[str, dict]:
     """Name of a file of records -> the model and input that it was made of."""
     try:
-        return json.loads((output / LEDGER).read_text(encoding="utf-8"))
+        ledger = json.loads((output / LEDGER).read_text(encoding="utf-8"))
+        if isinstance(ledger, dict) and all(isinstance(made, dict) for made in ledger.values()):
+            return ledger
+        raise ValueError("it is no ledger")
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{shown(output / LEDGER)} cannot be read ({error}): name another OUTPUT") from None
 
 
@@ -165,12 +180,16 @@ def main(settings):
         import ray
     except ImportError:
         raise UserError("Ray is not installed: `pip install -r requirements-ray.txt`") from None
-    for name, most in (("WORKERS", 10_000), ("THREADS", 1024), ("WINDOW", 1_000_000), ("TEXT_BYTES", 100_000_000)):
+    for name, most in (("WORKERS", 10_000), ("THREADS", MOST_THREADS), ("WINDOW", 1_000_000), ("TEXT_BYTES",
+        100_000_000)):
         check(0 < settings[name] <= most, f"{name} is {settings[name]}; it must be from 1 to {most}")
     model_dir, output = resolve(MODEL_DIR), resolve(OUTPUT)
     check((model_dir / "manifest.json").exists(),
           f"MODEL_DIR {shown(model_dir)} holds no manifest.json: run `python deploy/pack.py` first")
     tasks = tasks_of(INPUT, output)
+    check(output.is_dir() or not output.exists(), f"OUTPUT {shown(output)} is a file: name a folder")
+    check(all(Path(task["path"]).resolve().parent != output.resolve() for task in tasks),
+          f"OUTPUT {shown(output)} is the folder of INPUT: its records would be rows of the next run; name another")
     output.mkdir(parents=True, exist_ok=True)
     claim(output)
     made = {"model": identity_of_model(model_dir), "column": COLUMN, "keep": KEEP, "window": WINDOW,
@@ -202,12 +221,14 @@ def main(settings):
 
 
 def identity_of_model(model_dir: Path) -> str:
-    """Predictor.identity() of a packed folder."""
+    """Predictor.identity() of a packed folder; raises UserError for one that is not as it was packed."""
     sys.path.insert(0, str(model_dir))
-    from predictor import Refusal, identity, read_manifest
+    from packed import NEEDED, Refusal, identity, read_manifest, verify
 
     try:
-        return identity(read_manifest(model_dir))
+        manifest = read_manifest(model_dir)
+        verify(model_dir, manifest, (manifest["model"], *NEEDED))
+        return identity(manifest)
     except Refusal as error:
         raise UserError(str(error)) from None
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import pytest
 from conftest import SAMPLE, read_plain_rows
@@ -87,18 +88,11 @@ def test_training_against_rounding(tiny_model, small_data, results):
         said = run_benchmark("qat_against_ptq.py", *flags)
     finally:
         for method in ("ptq", "static"):
-            remove(run_folder(f"bench-int8-{method}-901"))
+            shutil.rmtree(run_folder(f"bench-int8-{method}-901"))
     found = results("qat_against_ptq_int8.json")
     assert found["test_texts"] == 15
     assert len(found["static INT8"]["accuracy"]) == 1
     assert "| static | INT8 |" in said
-
-
-def remove(folder) -> None:
-    """Delete a run that a benchmark named by itself."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    folder.rmdir()
 
 
 def test_a_large_file_through_the_predictor(finished_run, small_data, results, tmp_path):
@@ -136,7 +130,7 @@ def test_pretraining_and_what_follows(tmp_path):
                                 folder="pretrain")
     finally:
         for folder in filter(lambda folder: folder.exists(), cleaning_runs):
-            remove(folder)
+            shutil.rmtree(folder)
     assert done.returncode == 0, done.stderr
     results = json.loads((out / "results.json").read_text())
     assert set(results["candidates_valid_macro_f1"]) == {"seed 901", "seed 902", "mean of the seeds"}

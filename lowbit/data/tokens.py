@@ -39,7 +39,7 @@ class TextReader:
         cleaned = [self.clean(text) for text in texts]
         rows = self._tokenized(cleaned)
         long = [i for i, row in enumerate(rows) if width(row) > self.max_length]
-        empty = sum(map(is_empty, cleaned))
+        empty = sum(self._are_empty(cleaned))
         if long or empty:
             print(f"  {len(long)} of {len(texts)} texts cut to {self.max_length} tokens, {empty} empty after cleaning")
         if long:
@@ -50,8 +50,14 @@ class TextReader:
         return rows
 
     def count_empty(self, texts: list[Text]) -> int:
-        """How many texts, or pairs with such a text, have nothing left after cleaning: all get one answer."""
-        return sum(is_empty(self.clean(text)) for text in texts)
+        """How many texts, or pairs with such a text, have no token left after cleaning: all get one answer."""
+        return sum(self._are_empty([self.clean(text) for text in texts]))
+
+    def _are_empty(self, cleaned: list[Text]) -> list[bool]:
+        """Whether the tokenizer finds nothing in a text, or in one of a pair."""
+        columns = [cleaned] if isinstance(cleaned[0], str) else [list(column) for column in zip(*cleaned, strict=True)]
+        ids = [self.tokenizer(column, add_special_tokens=False, verbose=False)["input_ids"] for column in columns]
+        return [not all(parts) for parts in zip(*ids, strict=True)]
 
     def _tokenized(self, texts: list[Text], **cut) -> list[Row]:
         columns = [texts] if isinstance(texts[0], str) else [list(column) for column in zip(*texts, strict=True)]
@@ -59,11 +65,6 @@ class TextReader:
                              return_token_type_ids=PAIR_INPUT in self.inputs, **({"truncation": False} | cut))
         names = [name for name in self.inputs if name in ids]
         return [dict(zip(names, row, strict=True)) for row in zip(*(ids[name] for name in names), strict=True)]
-
-
-def is_empty(cleaned: Text) -> bool:
-    """Whether cleaning left nothing of a text, or of one of a pair."""
-    return not (cleaned if isinstance(cleaned, str) else all(cleaned))
 
 
 def load_reader(folder: Path) -> TextReader:

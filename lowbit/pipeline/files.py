@@ -13,6 +13,7 @@ from lowbit.pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_NAME = 200  # bytes; file systems take 255
+SCRATCH = ".tmp-", "-lowbit"  # start and end of the names of scratch folders: no user's file is called so
 _claimed: set[tuple[int, int]] = set()  # device and inode of the folders that this process works on
 
 
@@ -41,7 +42,7 @@ def run_dir(run: str) -> Path:
 def atomic_folder(parent: Path):
     """A scratch folder inside `parent`; publish() moves its files up, whatever is left is removed."""
     parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))
+    scratch = Path(tempfile.mkdtemp(*reversed(SCRATCH), parent))
     try:
         yield scratch
     finally:
@@ -106,7 +107,7 @@ def claim(folder: Path) -> None:
         raise UserError(f"another process is working on {shown(folder)}: wait for its end, or stop it, then run the "
                         "same command again") from None
     _claimed.add(identity)  # the descriptor stays open: the lock goes with the process, however it ends
-    for scratch in folder.glob(".tmp-*"):
+    for scratch in folder.glob("*".join(SCRATCH)):
         shutil.rmtree(scratch)
 
 

@@ -21,7 +21,17 @@ from lowbit.data.tokens import Row, TextReader, input_names, width
 from lowbit.data.tsv import SPLITS, count_shared, describe, read_split
 from lowbit.measure.score import HEADINGS, quick_score
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, claim, file_bytes, publish, resolve, run_dir, shown, write_json
+from lowbit.pipeline.files import (
+    SCRATCH,
+    atomic_folder,
+    claim,
+    file_bytes,
+    publish,
+    resolve,
+    run_dir,
+    shown,
+    write_json,
+)
 from lowbit.pipeline.manifest import read_manifest, record
 from lowbit.pipeline.settings import check
 from lowbit.training.checkpoints import COMPLETE, file_sizes, fingerprint_of, last_checkpoint
@@ -224,7 +234,8 @@ def publish_run(out: Path, stage: str, s: dict, trainer: FineTuner, reader: Text
             write_json(scratch / file, value)
         names = publish(scratch)
     record(out, stage, s, data.files(), names)
-    discarded = (out / "checkpoints").rename(out / ".tmp-checkpoints")  # at once: a kill leaves all of them or none
+    discarded = out / "checkpoints".join(SCRATCH)
+    (out / "checkpoints").rename(discarded)  # at once: a kill leaves all of them or none
     shutil.rmtree(discarded)
     for file in names:
         if not file.endswith((".json", ".jinja")):

@@ -60,7 +60,7 @@ def test_layer_norm_takes_and_gives_fp16(random):
     assert (got == expected).mean() > 0.99
 
 
-def test_embedding_reads_an_fp16_table(random):
+def test_embedding_reads_an_fp16_table():
     """The rows looked up, rounded."""
     module = prepared(torch.nn.Embedding(9, 4))
     ids = torch.tensor([[1, 8], [0, 1]])

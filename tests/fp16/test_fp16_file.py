@@ -598,7 +598,7 @@ def test_killed_conversion_is_finished_by_the_same_command(run, fp16_flags, mome
 # ---- beyond 2 GB
 
 
-def test_weights_beyond_one_file_go_to_a_second(run, folder, tmp_path, monkeypatch, batches):
+def test_weights_beyond_one_file_go_to_a_second(folder, tmp_path, monkeypatch, batches):
     """FP32 and FP16 files with external data convert, load and agree; the second file is guarded like the first."""
     monkeypatch.setattr(export, "LARGEST_FILE", 1000)
     model = simulation(folder)

@@ -518,7 +518,7 @@ def test_learned_file_of_a_dynamic_run_is_refused(finished_run):
     assert "has learned none: train it with --activation-ranges learned" in done.error
 
 
-def test_absent_openvino_is_one_sentence(run, eval_flags, monkeypatch):
+def test_absent_openvino_is_one_sentence(monkeypatch):
     """A runtime that is not installed is named with the line that installs it."""
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))

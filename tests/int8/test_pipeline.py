@@ -255,7 +255,7 @@ def test_quality_is_that_of_the_files(finished_folder, small_data, results):
     assert against["max_logit_difference"] == pytest.approx(gap.max(), rel=1e-3)
 
 
-def test_sizes_and_speed_are_of_both_files(finished_folder, results):
+def test_sizes_and_speed_are_of_both_files(results):
     """Both files, measured in one run, on the machine that is named."""
     assert list(results["files"]) == ["FP32", "INT8"]
     for record in results["files"].values():
@@ -467,7 +467,7 @@ def test_other_arithmetic_than_trained_is_refused(finished_run, flag, setting):
     assert (run_folder(finished_run) / "model_qat_int8.onnx").stat().st_mtime_ns == before
 
 
-def test_newer_opset_goes_through(finished_run, sample_texts):
+def test_newer_opset_goes_through(finished_run):
     """OPSET 18 exports and quantizes to the same integers."""
     run = copy_of(finished_run)
     for name, flags in ((EXPORT, ("--opset", 18)), (QUANTIZE, ())):

@@ -118,7 +118,7 @@ def test_worker_that_dies_at_work_is_reported(session):
     killer.join()
 
 
-def test_answer_cut_short_is_reported(session, rows, monkeypatch, tmp_path):
+def test_answer_cut_short_is_reported(session, monkeypatch, tmp_path):
     """The worker died while it was answering."""
     whole = pickle.dumps(([np.zeros((1, 3))], [1.0]))
     (tmp_path / "half").write_bytes(whole[: len(whole) // 2])

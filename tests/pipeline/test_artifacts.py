@@ -247,11 +247,12 @@ def test_json_keeps_letters_and_numbers(tmp_path):
 
 
 def test_leftovers_of_a_killed_run_are_removed(run):
-    """Scratch folders go, files stay."""
-    (run / ".tmp-abc").mkdir()
-    (run / ".tmp-abc" / "two.bin").write_bytes(b"half")
+    """Scratch folders go, files stay, and so do hidden ones of other names."""
+    (run / ".tmp-mine").mkdir()
+    (run / ".tmp-abc-lowbit").mkdir()
+    (run / ".tmp-abc-lowbit" / "two.bin").write_bytes(b"half")
     claim(run)
-    assert leftovers(run) == []
+    assert leftovers(run) == [".tmp-mine"]
     assert recorded(run, THIRD, "three.bin")
 
 
@@ -289,13 +290,13 @@ def test_a_folder_belongs_to_one_process_at_a_time(run):
     script = script.replace(str(run), str(other))
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout.readline() == b"claimed\n"
-        (other / ".tmp-of-the-first").mkdir()
+        (other / ".tmp-of-the-first-lowbit").mkdir()
         with pytest.raises(UserError, match="another process is working on .*other"):
             claim(other)
-        assert (other / ".tmp-of-the-first").exists()
+        assert (other / ".tmp-of-the-first-lowbit").exists()
         first.kill()
     claim(other)
-    assert not (other / ".tmp-of-the-first").exists()
+    assert not (other / ".tmp-of-the-first-lowbit").exists()
 
 
 def test_manifest_tells_what_was_written_when_and_with_what(run):

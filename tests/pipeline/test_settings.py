@@ -121,7 +121,7 @@ def test_flags_reach_the_stage_and_the_constants_it_uses(script, monkeypatch, ca
     assert lines[1] == str(DEFAULTS | {"NUM_EPOCHS": 9, "QAT": False})
 
 
-def test_edited_constant_is_in_force(script, tmp_path):
+def test_edited_constant_is_in_force(tmp_path):
     """Editing the block is the same as giving the flag."""
     edited = tmp_path / "edited.py"
     edited.write_text(SCRIPT.replace("NUM_EPOCHS = 3 ", "NUM_EPOCHS = 8 "))

@@ -194,7 +194,7 @@ def test_a_killed_run_goes_on_with_what_is_not_done(moment, experiment_flags, ro
     assert not list(run_folder(baseline).glob(".tmp-*"))
 
 
-def test_a_file_that_does_not_run_is_a_row_with_the_reason(baseline, small_data, tmp_path):
+def test_a_file_that_does_not_run_is_a_row_with_the_reason(baseline, tmp_path):
     """A damaged file ends its own row only."""
     folder = run_folder(baseline)
     broken = tmp_path / "model.onnx"

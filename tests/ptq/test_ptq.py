@@ -277,7 +277,7 @@ def test_hqq_moves_the_zero_point_and_multiplies_floats(made):
                                     {"kind": "static", "form": "qdq", "activations": "u8", "calibration": "minmax"},
                                     {"kind": "int4", "algorithm": "rtn", "symmetric": True, "block_size": 64}),
                          ids=lambda recipe: recipe["kind"])
-def test_weights_beside_the_file_are_read_too(graph, ranges, made, recipe, tmp_path):
+def test_weights_beside_the_file_are_read_too(graph, made, recipe, tmp_path):
     """A source with its weights in model_fp32.onnx.data, as from 2 GB on, gives what the whole file gives."""
     source, scratch = tmp_path / "model_fp32.onnx", tmp_path / "scratch"
     onnx.save(onnx.load(graph), source, save_as_external_data=True, location=f"{source.name}.data", size_threshold=1000)

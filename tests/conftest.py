@@ -65,7 +65,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def pytest_collection_modifyitems(items):
     """Mark what starts a stage: `make check` leaves it out."""
     for item in items:
-        if hasattr(item.module, "run_stage_script") or "pipeline" in item.fixturenames:
+        if hasattr(item.module, "run_stage_script") or hasattr(item.module, "Warm") or "pipeline" in item.fixturenames:
             item.add_marker("stages")
 
 

@@ -42,7 +42,7 @@ def run_dir(run: str) -> Path:
 def atomic_folder(parent: Path):
     """A scratch folder inside `parent`; publish() moves its files up, whatever is left is removed."""
     parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(*reversed(SCRATCH), parent))
+    scratch = Path(tempfile.mkdtemp(SCRATCH[1], SCRATCH[0], parent))
     try:
         yield scratch
     finally:

@@ -38,12 +38,11 @@ def share(part: float):
 
 # three steps an epoch: the checkpoints are 3, 6 and 9
 TRAINING_MOMENTS = {
-    "a tenth": share(0.1), "a third": share(0.33), "half": share(0.5), "two thirds": share(0.67),
+    "a tenth": share(0.1), "half": share(0.5),
     "first checkpoint begun": exists("checkpoints/checkpoint-*"),
     "first checkpoint's weights": exists("checkpoints/checkpoint-*/model.safetensors"),
     "first checkpoint's optimizer": exists("checkpoints/checkpoint-*/optimizer.pt"),
     "first checkpoint whole": exists("checkpoints/checkpoint-*/complete.json"),
-    "second checkpoint begun": exists("checkpoints/checkpoint-6"),
     "second checkpoint whole": exists("checkpoints/checkpoint-6/complete.json"),
     "last checkpoint whole": exists("checkpoints/checkpoint-9/complete.json"),
     "artifacts begun": exists(".tmp-*"),
@@ -51,7 +50,7 @@ TRAINING_MOMENTS = {
     "recorded": exists("manifest.json"),
 }
 CONVERTING_MOMENTS = {
-    "a third": share(0.33), "two thirds": share(0.67), "nine tenths": share(0.9),
+    "two thirds": share(0.67),
     "begun": exists(".tmp-*"),
     "file begun": exists(".tmp-*/*.onnx"),
 }

@@ -18,7 +18,7 @@ FAIL = False                   # end in a sentence
 def main(settings):
     with open("made.txt", "w") as file:
         for number in range(2000):
-            print("line", number, flush=True)
+            print("line", number, "." * 100, flush=True)  # more than a pipe holds
             file.write("x")
     if FAIL:
         raise UserError("nothing can be done: do something else")

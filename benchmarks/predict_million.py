@@ -65,7 +65,7 @@ def predict(folder: Path, source: Path, target: Path) -> tuple[dict, list]:
     if process.returncode:
         raise RuntimeError(f"predict.py ended with status {process.returncode}: {said}")
     rows, seconds, shares = re.search(r"^(\d+) rows in ([\d.]+) s, .*?: (.*)$", said, re.MULTILINE).groups()
-    parts = {name: int(share) / 100 for name, share in re.findall(r"([a-z ]+?) (\d+) %", shares)}
+    parts = {name.strip(): int(share) / 100 for name, share in re.findall(r"([a-z ]+?) (\d+) %", shares)}
     return {"rows": int(rows), "rows_per_second": int(rows) / (time.perf_counter() - started),
             "rows_per_second_loaded": int(rows) / float(seconds), "shares": parts}, seen
 

@@ -175,11 +175,6 @@ def tasks_to_do(tasks: list[dict], made: dict, output: Path) -> list[dict]:
 
 
 def main(settings):
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError:
-        raise UserError("Ray is not installed: `pip install -r requirements-ray.txt`") from None
     for name, most in (("WORKERS", 10_000), ("THREADS", MOST_THREADS), ("WINDOW", 1_000_000), ("TEXT_BYTES",
         100_000_000)):
         check(0 < settings[name] <= most, f"{name} is {settings[name]}; it must be from 1 to {most}")
@@ -199,6 +194,11 @@ def main(settings):
     rows = errors = 0
     refused = []
     if todo:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError:
+            raise UserError("Ray is not installed: `pip install -r requirements-ray.txt`") from None
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         if os.environ.get("RAY_ADDRESS"):
             ray.init(**quiet)

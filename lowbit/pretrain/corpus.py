@@ -19,12 +19,12 @@ NYA = re.compile(r" - nya\b")  # a habit of one source's tokenizer; the others w
 class Corpus:
     """The text files of several folders. `files` maps a source, the file's name, to its path.
 
-    Documents that `held_out` refuses are left out; it counts them.
+    Documents that `held_out` refuses are left out; it counts them. `lower` gives every letter as a small one.
     """
 
-    def __init__(self, folders: str, held_out: HeldOut | None = None):
+    def __init__(self, folders: str, held_out: HeldOut | None = None, lower: bool = False):
         self.files: dict[str, Path] = {}
-        self.held_out = held_out
+        self.held_out, self.lower = held_out, lower
         for folder in (resolve(name.strip()) for name in folders.split(",")):
             found = sorted(folder.glob(f"*{ENDING}"))
             check(bool(found), f"CORPUS_DIRS: {shown(folder)} holds no {ENDING} file: name folders of gzipped text")
@@ -39,7 +39,7 @@ class Corpus:
             for line in lines:
                 text = NYA.sub(" nya", line.strip())
                 if text and not DROPPED.search(text) and (self.held_out is None or self.held_out.allows(text)):
-                    yield text
+                    yield text.lower() if self.lower else text
 
     def batches(self, source: str) -> Iterator[list[str]]:
         """The same in lists of at most PART documents."""

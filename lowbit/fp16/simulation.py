@@ -19,6 +19,7 @@ from transformers.masking_utils import eager_mask
 
 from lowbit.data.tokens import Row
 from lowbit.pipeline.errors import UserError
+from lowbit.training.encoder import longest_input
 from lowbit.training.observe import observe
 from lowbit.training.straight_through import StraightThrough
 
@@ -148,7 +149,7 @@ def simulate(model: nn.Module, fp32_ops: frozenset[str]) -> nn.Module:
 
 def random_rows(model: nn.Module) -> list[Row]:
     """8 rows of random token ids: enough to see a model that cannot run in FP16."""
-    length = min(32, model.config.max_position_embeddings)
+    length = min(32, longest_input(model))
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (8, length)).tolist()
     return [{"input_ids": row} for row in ids]
 

@@ -15,7 +15,7 @@ from lowbit.graph.inputs import CHECKED_SHAPES, sample_inputs
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import atomic_folder, claim, external_data, file_bytes, publish, run_dir, shown
 from lowbit.pipeline.manifest import record, recorded
-from lowbit.training.encoder import RUN_FILES, load_run
+from lowbit.training.encoder import RUN_FILES, load_run, longest_input
 from lowbit.training.weights import WEIGHTS, load_weights
 
 ONNX = "model_qat.onnx"
@@ -57,12 +57,29 @@ def largest_difference(model: torch.nn.Module, path: Path) -> float:
     names = tuple(given.name for given in session.get_inputs())
     worst = 0.0
     for seed, (batch, length, padding) in enumerate(CHECKED_SHAPES):
-        length = min(length, model.config.max_position_embeddings)
+        length = min(length, longest_input(model))
         inputs = sample_inputs(model.config.vocab_size, batch, length, min(padding, length - 1), seed, names)
         with torch.inference_mode():
             expected = model(**{name: torch.from_numpy(value) for name, value in inputs.items()}).logits.numpy()
         worst = np.maximum(worst, np.abs(session.run(["logits"], inputs)[0] - expected).max())  # a NaN stays one
     return float(worst)
+
+
+def join_shared_weights(graph: onnx.GraphProto) -> bool:
+    """Let every user of a weight name the weight itself, in place; returns whether any did not.
+
+    Of a layer that is used twice the exporter gives the second use a copy by an Identity, behind which no quantizer
+    finds the weight.
+    """
+    stored = {tensor.name for tensor in graph.initializer}
+    copies = {node.output[0]: node for node in graph.node if node.op_type == "Identity" and node.input[0] in stored}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name in copies:
+                node.input[place] = copies[name].input[0]
+    for node in copies.values():
+        graph.node.remove(node)
+    return bool(copies)
 
 
 def export(model: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...] = INPUT_NAMES) -> None:
@@ -77,10 +94,11 @@ def export(model: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...
         torch.onnx.export(wrapper, tuple(inputs), str(aside / path.name), dynamo=False, opset_version=opset,
                           input_names=list(names), output_names=["logits"],
                           dynamic_axes={**dict.fromkeys(names, axes), "logits": {0: "batch"}})
-        if len(list(aside.iterdir())) == 1:
+        exported = onnx.load(aside / path.name)
+        if join_shared_weights(exported.graph) or len(list(aside.iterdir())) > 1:
+            save_onnx(exported, path)  # beyond 2 GB the exporter writes every weight to a file of its own
+        else:
             os.replace(aside / path.name, path)
-        else:  # beyond 2 GB it writes every weight to a file of its own
-            save_onnx(onnx.load(aside / path.name), path)
     model.eval()  # torch.onnx.export restores the wrapper's own flag on the way out
     graph = onnx.load(path, load_external_data=False).graph
     left = sorted({node.op_type for node in graph.node} & TRAINING_OPS)

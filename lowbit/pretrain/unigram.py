@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 SPACE = "▁"  # stands for a space before a word
 BOS, PAD, EOS, UNK, MASK = SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-PREFIXES = (f"{SPACE}query", f"{SPACE}passage")  # with ":", what multilingual-e5 was trained to read before a text
+PREFIXES = (f"{SPACE}que", "ry", f"{SPACE}passage")  # of what multilingual-e5 read before a text
 LAST = len(SPECIAL) - 1  # <mask> stands at the end, the others at the start, as XLM-R has them
 
 

@@ -1,0 +1,64 @@
+"""What trained models say of texts: logits and sentence vectors of each, their mean, and how far they disagree."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lowbit.data.tokens import batches, load_reader, pad
+from lowbit.data.tsv import Text
+from lowbit.training.encoder import load_run
+from lowbit.training.fine_tune import autocast_dtype
+from lowbit.training.weights import WEIGHTS, load_weights
+
+BATCH_SIZE = 64  # texts
+
+
+@torch.inference_mode()
+def judged(run: Path, texts: list[Text]) -> tuple[np.ndarray, np.ndarray]:
+    """(logits [texts, labels], unit vectors [texts, width] of the first token) of a trained run, FP32.
+
+    Computed in the device's short arithmetic: a label that this changes is one that the model is not sure of.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, reader = load_run(run), load_reader(run)
+    load_weights(model, run / WEIGHTS)
+    model.to(device)
+    rows, dtype = reader.rows(texts), autocast_dtype()
+    logits, vectors = [None] * len(rows), [None] * len(rows)
+    for batch in tqdm(batches(rows, BATCH_SIZE, sort=True), desc=run.name, unit="batch", disable=None):
+        given = pad([rows[i] for i in batch], reader.pad_id)
+        with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
+            out = model(**{name: torch.from_numpy(value).to(device) for name, value in given.items()},
+                        output_hidden_states=True)
+        first = torch.nn.functional.normalize(out.hidden_states[-1][:, 0].float(), dim=-1).cpu().numpy()
+        for place, i in enumerate(batch):
+            logits[i], vectors[i] = out.logits[place].float().cpu().numpy(), first[place]
+    return np.stack(logits), np.stack(vectors)
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Log softmax over the last axis."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def agreed(logits: list[np.ndarray]) -> np.ndarray:
+    """Log of the mean of several models' probabilities [texts, labels]."""
+    return np.log(np.mean([np.exp(log_probabilities(one)) for one in logits], axis=0) + 1e-9)
+
+
+def disagreement(logits: list[np.ndarray]) -> np.ndarray:
+    """Jensen-Shannon divergence of several models' probabilities, a number from 0 for each text [texts]."""
+    mean = agreed(logits)
+    parts = [(np.exp(own) * (own - mean)).sum(-1) for own in map(log_probabilities, logits)]
+    return np.mean(parts, axis=0)
+
+
+def on_main_axes(vectors: list[np.ndarray], width: int) -> np.ndarray:
+    """Several models' vectors side by side, centred, on their `width` main axes: [texts, width]."""
+    joined = np.concatenate(vectors, axis=1)
+    joined = joined - joined.mean(0)
+    _, axes = np.linalg.eigh(joined.T @ joined)
+    return joined @ axes[:, ::-1][:, :width]

@@ -1,0 +1,55 @@
+"""Texts without labels for a student to learn its teachers' probabilities on: chosen, judged, filtered."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lowbit.data.tsv import Text, folded
+from lowbit.distill.soft_labels import Taught
+from lowbit.distill.teachers import agreed, disagreement, judged, on_main_axes
+from lowbit.pipeline.files import atomic_folder, publish, sha256
+from lowbit.pretrain.corpus import Corpus
+
+JUDGED = "judged.npz"
+SHORTEST_TEXT = 3  # words
+
+
+def chosen_texts(corpus: Corpus, weights: dict[str, float], known: list[Text], longest: int, seed: int) -> list[str]:
+    """Different texts of the corpus, none of `known`, of SHORTEST_TEXT to `longest` words."""
+    seen, found = {folded(text) for text in known}, []
+    for text in corpus.weighted(weights, seed):
+        key = folded(text)
+        if key not in seen and SHORTEST_TEXT <= len(key.split()) <= longest:
+            seen.add(key)
+            found.append(text)
+    return found
+
+
+def judge(teachers: list[Path], weights_of: list[Path], texts: list[Text], folder: Path) -> tuple[list, list]:
+    """(logits, vectors) of each teacher on the texts; kept in `folder`, a teacher a file, and read from there again."""
+    logits, vectors = [], []
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    for run, weights in zip(teachers, weights_of, strict=True):
+        path = folder / f"{run.name}-{digest[:8]}-{sha256(weights)[:8]}.npz"
+        if not path.exists():
+            ours = judged(run, texts)
+            with atomic_folder(folder) as scratch:
+                np.savez(scratch / path.name, logits=ours[0], vectors=ours[1].astype(np.float16))
+                publish(scratch)
+        with np.load(path) as held:
+            logits.append(held["logits"])
+            vectors.append(held["vectors"].astype(np.float32))
+    return logits, vectors
+
+
+def taught_of(logits: list, vectors: list, labelled: int, keep: float, width: int) -> tuple[Taught, np.ndarray]:
+    """(what a student learns, numbers of the texts it learns from): the `keep` share that teachers agree on most.
+
+    The first `labelled` texts always stay. Rows of unlabelled texts are filled in by the caller, in the numbers' order.
+    """
+    torn = disagreement(logits)[labelled:]
+    kept = np.sort(np.argsort(torn, kind="stable")[: round(len(torn) * keep)]) + labelled
+    places = np.concatenate([np.arange(labelled), kept])
+    return Taught(agreed(logits)[places], labelled, vectors=on_main_axes(vectors, width)[places]), kept

@@ -1,0 +1,110 @@
+"""Stage 3 of 4: teach the small encoder what the teachers say of labelled and unlabelled texts, several seeds.
+
+Reads   models/<STUDENT>/                   pretrain_bert_mini_id.py
+        models/<teacher>/ for TEACHERS      train_teachers.py
+        models/<CHECKED>/                   train_teachers.py
+        CORPUS_DIRS/*.txt.gz, DATA_DIR      unlabelled texts; valid and test, which are left out of them
+Writes  models/<RUN>-<seed>/                what every training stage writes
+        models/<RUN>-judged/                the teachers' words, kept for the next run
+Next    pack_bert_mini_id.py
+"""
+import json
+import statistics
+
+from transformers import AutoConfig, AutoTokenizer
+
+from lowbit.data.task import SENTIMENT
+from lowbit.data.tokens import TextReader
+from lowbit.data.tsv import read_split
+from lowbit.distill.soft_labels import Taught, distiller
+from lowbit.pipeline.files import claim, resolve, run_dir
+from lowbit.pipeline.manifest import recorded, stages_of
+from lowbit.pipeline.settings import check
+from lowbit.pipeline.stage import next_command, run_stage
+from lowbit.pretrain.corpus import Corpus, read_weights
+from lowbit.pretrain.heldout import held_out
+from lowbit.pretrain.unlabelled import chosen_texts, judge, taught_of
+from lowbit.training.fine_tune import autocast_dtype, fine_tune
+from lowbit.training.weights import WEIGHTS
+
+# ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
+STUDENT = "bert-mini-id-mlm"    # folder under models/ of the pretrained encoder that learns
+TEACHERS = "e5-small-id-adapted-minimal-1,e5-small-id-adapted-minimal-2,e5-small-id-adapted-minimal-3"  # their runs
+RUN = "bert-mini-id-distilled"  # folders under models/, before the seed
+CORPUS_DIRS = "data/corpus_id,data/corpus_id_large"  # folders of gzipped text files, one document a line
+CHECKED = "checked-data"        # folder under models/ of the labelled rows (train_teachers.py)
+DATA_DIR = "data"               # folder of valid.tsv and test.tsv, whose texts are kept out
+TEXTS = ("reviews:1,social:0.4,news:1,speech:0.1,wiki:0.01,"
+         "indonlu_casa_hoasa_emot_wrete:1")  # file:share of it that is read unlabelled
+KEEP = 0.8                      # share of the unlabelled texts on which the teachers agree most
+LONGEST_TEXT = 100              # words of an unlabelled text
+CLEANING = "minimal"            # the student's text cleaning: documents, negation-safe or minimal
+SEEDS = "1,2,3"                 # one student each
+NUM_EPOCHS = 4                  # passes over the taught texts; the best on valid is kept
+REPEATS = 3                     # times that train is read a pass
+BATCH_SIZE = 32                 # texts a step
+LEARNING_RATE = 3e-4            # peak of the linear schedule, of the head
+LAYER_DECAY = 1.0               # factor on the rate from each layer to the one below it
+TEMPERATURE = 2.0               # of the probabilities that are compared
+HARD_WEIGHT = 0.5               # weight of the labels of train beside the teachers' probabilities
+HIDDEN_WEIGHT = 0.5             # weight of the teachers' sentence vectors
+MAX_LENGTH = 128                # tokens
+AUTOCAST = True                 # BF16/FP16 arithmetic in training steps where the device has it
+# --------------------------------------------------------------------------------------------------
+
+STAGE, TEACH = "pretrain/distill_bert_mini_id.py", "pretrain/train_teachers.py"
+OWN = ("DATA_DIR", "SEEDS", "CORPUS_DIRS")  # settings that a seed's run has otherwise, or not
+
+
+def teach(student) -> Taught:
+    """What is learned, with the student's token rows of unlabelled texts."""
+    runs = [run_dir(name.strip()) for name in TEACHERS.split(",")]
+    weights_of = [recorded(run, TEACH, WEIGHTS)[0] for run in runs]
+    labelled = read_split(run_dir(CHECKED), "train")[0]
+    corpus = Corpus(CORPUS_DIRS, held_out(resolve(DATA_DIR)))
+    texts = chosen_texts(corpus, read_weights(TEXTS, corpus.files, "TEXTS"), labelled, LONGEST_TEXT, 0)
+    folder = run_dir(f"{RUN}-judged")
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder)
+    logits, vectors = judge(runs, weights_of, labelled + texts, folder)
+    taught, kept = taught_of(logits, vectors, len(labelled), KEEP, AutoConfig.from_pretrained(student).hidden_size)
+    reader = TextReader(AutoTokenizer.from_pretrained(student), CLEANING, MAX_LENGTH)
+    taught.unlabelled_rows = reader.rows([texts[i - len(labelled)] for i in kept])
+    taught.repeats = REPEATS
+    answers = taught.logits[len(labelled):].argmax(-1)
+    shares = ", ".join(f"{label} {int((answers == i).sum())}" for i, label in enumerate(SENTIMENT.labels))
+    print(f"  {len(labelled)} labelled texts, {len(kept)} of {len(texts)} unlabelled ones (teachers: {shares}); "
+          f"left out for valid and test: {corpus.held_out.line()}", flush=True)
+    return taught
+
+
+def train_once(taught, seed: int, settings: dict) -> dict:
+    """The kept epoch's scores on valid; a finished run of the same settings is not repeated."""
+    s = {name: value for name, value in settings.items() if name not in OWN} | {
+        "RUN": f"{RUN}-{seed}", "MODEL_NAME": f"models/{STUDENT}", "MODEL_REVISION": "",
+        "DATA_DIR": f"models/{CHECKED}", "NUM_LABELS": 0, "WARMUP_RATIO": 0.1, "WEIGHT_DECAY": 0.01, "SEED": seed}
+    folder = run_dir(s["RUN"])
+    if stages_of(folder).get(STAGE, {}).get("settings") != s:
+        print(f"seed {seed}", flush=True)
+        fine_tune(s, STAGE, autocast=autocast_dtype() if AUTOCAST else None, trainer_class=distiller(
+            taught, layer_decay=LAYER_DECAY, temperature=TEMPERATURE, hard_weight=HARD_WEIGHT,
+            hidden_weight=HIDDEN_WEIGHT))
+    recorded(folder, STAGE, WEIGHTS, "training.json")
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return next(epoch for epoch in training["epochs"] if epoch["epoch"] == training["kept_epoch"])
+
+
+def main(settings):
+    check(0 < KEEP <= 1, f"KEEP is {KEEP}; it must be above 0 and at most 1")
+    check(REPEATS > 0, f"REPEATS is {REPEATS}; it must be above 0")
+    check(TEMPERATURE > 0, f"TEMPERATURE is {TEMPERATURE}; it must be above 0")
+    taught = teach(run_dir(STUDENT))
+    kept = [train_once(taught, int(seed), settings) for seed in SEEDS.split(",")]
+    for name in ("accuracy", "macro_f1"):
+        each = [epoch[f"eval_{name}"] for epoch in kept]
+        print(f"  valid {name} {statistics.mean(each):.4f} ({', '.join(f'{value:.4f}' for value in each)})")
+    return next_command("pretrain/pack_bert_mini_id.py", settings, "DATA_DIR")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

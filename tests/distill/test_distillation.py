@@ -1,0 +1,230 @@
+"""A student of several teachers: what it is taught, the loss it learns by, the stage from texts to runs."""
+
+import gzip
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SAMPLE, read_plain_rows
+from datasets import Dataset
+from scipy.special import rel_entr, softmax
+from stage_runs import new_run, run_folder, run_stage_script, stages_in
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+from lowbit.distill.rates import LayerwiseTuner, depth
+from lowbit.distill.soft_labels import IGNORED, PLACE, Distiller, Taught, taught_dataset
+from lowbit.distill.teachers import agreed, disagreement, on_main_axes
+from lowbit.pretrain.checked_data import checked_data
+from lowbit.pretrain.corpus import Corpus
+from lowbit.pretrain.heldout import HeldOut
+from lowbit.pretrain.unlabelled import chosen_texts, taught_of
+
+LOGITS = np.array([[2.0, 0, 0], [0, 1.0, 0], [0, 0, 3.0]], np.float32)
+
+
+def tiny_classifier() -> BertForSequenceClassification:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return BertForSequenceClassification(BertConfig(
+            vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+
+
+# ---- rates
+
+
+@pytest.mark.parametrize("name, level", [
+    ("bert.embeddings.word_embeddings.weight", 0), ("bert.encoder.layer.0.output.dense.bias", 1),
+    ("bert.encoder.layer.11.output.dense.bias", 12), ("bert.pooler.dense.weight", 13), ("classifier.bias", 13),
+    ("roberta.encoder.layer.3.intermediate.dense.weight", 4)])
+def test_depth_of_a_parameter(name, level):
+    assert depth(name, 12) == level
+
+
+def test_lower_layers_have_lower_rates():
+    """Each layer half of the one above; every parameter once; biases and LayerNorms do not decay."""
+    model = tiny_classifier()
+    tuner = LayerwiseTuner.__new__(LayerwiseTuner)
+    tuner.model, tuner.optimizer, tuner.layer_decay = model, None, 0.5
+    tuner.args = SimpleNamespace(learning_rate=0.8, weight_decay=0.01)
+    groups = tuner.create_optimizer().param_groups
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert rate[id(model.classifier.weight)] == rate[id(model.bert.pooler.dense.bias)] == 0.8
+    assert rate[id(model.bert.encoder.layer[1].output.dense.weight)] == 0.4
+    assert rate[id(model.bert.encoder.layer[0].output.dense.weight)] == 0.2
+    assert rate[id(model.bert.embeddings.word_embeddings.weight)] == 0.1
+    assert decay[id(model.classifier.weight)] == 0.01 and decay[id(model.classifier.bias)] == 0
+
+
+# ---- teachers
+
+
+def test_agreed_is_the_mean_of_probabilities_and_disagreement_grows():
+    same, torn = [LOGITS, LOGITS], [LOGITS, LOGITS[::-1]]
+    assert np.allclose(softmax(agreed(same), -1), softmax(LOGITS, -1), atol=1e-6)
+    mean = (softmax(torn[0], -1) + softmax(torn[1], -1)) / 2
+    assert np.allclose(np.exp(agreed(torn)), mean, atol=1e-6)
+    assert np.allclose(disagreement(same), 0, atol=1e-6)
+    wanted = [np.mean([rel_entr(softmax(one[i]), mean[i]).sum() for one in torn]) for i in range(3)]
+    assert np.allclose(disagreement(torn), wanted, atol=1e-6)
+    assert disagreement(torn)[1] < 1e-6 < disagreement(torn)[0]
+
+
+def test_main_axes_keep_what_differs():
+    """Vectors that vary in two directions of seven keep all of their distances in two."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, 2)) @ rng.normal(size=(2, 7)) + 5
+    short = on_main_axes([vectors[:, :3], vectors[:, 3:]], 2)
+    assert short.shape == (40, 2)
+    assert np.allclose(np.linalg.norm(short[0] - short[1:], axis=1), np.linalg.norm(vectors[0] - vectors[1:], axis=1))
+
+
+def test_torn_texts_are_dropped_and_labelled_ones_stay():
+    """Of four unlabelled texts the half that two teachers agree on; both labelled ones, however torn."""
+    one = np.zeros((6, 3))
+    other = one.copy()
+    other[[0, 3, 5], 1] = 4.0
+    taught, kept = taught_of([one, other], [np.random.default_rng(0).normal(size=(6, 4))], 2, 0.5, 2)
+    assert kept.tolist() == [2, 4]
+    assert taught.logits.shape == (4, 3) and taught.vectors.shape == (4, 2) and taught.labelled == 2
+
+
+def test_chosen_texts_are_new_and_of_fair_length(tmp_path):
+    with gzip.open(tmp_path / "a.txt.gz", "wt", encoding="utf-8") as out:
+        out.write("terlalu pendek\nini sudah ada di train\nIni  baru sekali\nini baru sekali\n" + "kata " * 30 + "\n")
+    corpus = Corpus(str(tmp_path))
+    assert chosen_texts(corpus, {"a": 1.0}, ["Ini sudah ada  di train"], 20, 0) == ["Ini  baru sekali"]
+
+
+# ---- the loss
+
+
+def taught_three(**changes) -> Taught:
+    return Taught(**{"logits": LOGITS, "labelled": 2, "unlabelled_rows": [{"input_ids": [2, 9, 3]}],
+                     "vectors": np.eye(3, 16, dtype=np.float32), "repeats": 2} | changes)
+
+
+TRAIN = Dataset.from_dict({"input_ids": [[2, 5, 3], [2, 6, 7, 3]], "attention_mask": [[1] * 3, [1] * 4],
+                           "labels": [0, 2]})
+
+
+def test_dataset_repeats_train_and_adds_unlabelled_texts():
+    found = taught_dataset(TRAIN, taught_three())
+    assert found[PLACE] == [0, 1, 0, 1, 2]
+    assert list(found["labels"]) == [0, 2, 0, 2, IGNORED]
+    assert found["input_ids"][4] == [2, 9, 3] and found["attention_mask"][4] == [1, 1, 1]
+    with pytest.raises(RuntimeError, match="2 labelled and 0 other texts, but logits of 3"):
+        taught_dataset(TRAIN, taught_three(unlabelled_rows=[]))
+
+
+def loss_of(**settings) -> float:
+    """The distiller's loss on a batch of one labelled and one unlabelled text."""
+    tuner = Distiller.__new__(Distiller)
+    tuner.logits, tuner.vectors = torch.from_numpy(LOGITS), torch.eye(3, 16)
+    for name, value in settings.items():
+        setattr(tuner, name, value)
+    model = tiny_classifier().train()
+    inputs = {"input_ids": torch.tensor([[2, 5, 3], [2, 9, 3]]), "attention_mask": torch.ones(2, 3, dtype=torch.long),
+              "labels": torch.tensor([1, IGNORED]), PLACE: torch.tensor([0, 2])}
+    return tuner.compute_loss(model, inputs).item()
+
+
+def parts() -> dict[str, float]:
+    """What the loss is made of, without the project's code."""
+    model = tiny_classifier()
+    with torch.inference_mode():
+        out = model(input_ids=torch.tensor([[2, 5, 3], [2, 9, 3]]), output_hidden_states=True)
+    ours, first = out.logits.numpy().astype(np.float64), out.hidden_states[-1][:, 0].numpy().astype(np.float64)
+    soft = {t: t * t * np.mean([rel_entr(softmax(LOGITS[place] / t), softmax(ours[i] / t)).sum()
+                                for i, place in enumerate((0, 2))]) for t in (1.0, 2.0)}
+    hard = -np.log(softmax(ours[0])[1]) / 2  # one of the two texts has a label
+    cosine = np.mean([1 - first[i, place] / np.linalg.norm(first[i]) for i, place in enumerate((0, 2))])
+    return {"soft": soft[1.0], "soft at 2": soft[2.0], "hard": hard, "hidden": cosine}
+
+
+def test_loss_is_the_sum_that_the_formula_says():
+    wanted = parts()
+    assert loss_of(hard_weight=0.0) == pytest.approx(wanted["soft"], abs=1e-5)
+    assert loss_of(hard_weight=0.0, temperature=2.0) == pytest.approx(wanted["soft at 2"], abs=1e-5)
+    assert loss_of(hard_weight=0.5) == pytest.approx(wanted["soft"] + 0.5 * wanted["hard"], abs=1e-5)
+    assert loss_of(hard_weight=0.0, hidden_weight=2.0) == pytest.approx(wanted["soft"] + 2 * wanted["hidden"], abs=1e-5)
+
+
+# ---- from texts to runs
+
+
+def test_rows_that_meet_held_out_texts_are_left_out(small_data, tmp_path):
+    rows = read_plain_rows("train", small_data)
+    out = checked_data(small_data, tmp_path / "checked", HeldOut([rows[3][0], "lain"]))
+    assert read_plain_rows("train", out) == rows[:3] + rows[4:]
+    assert read_plain_rows("test", out) == read_plain_rows("test", small_data)
+
+
+@pytest.fixture(scope="module")
+def student(tiny_model):
+    """Name of a run that holds the tiny encoder with a tokenizer, as pretraining leaves one."""
+    import shutil
+
+    name = new_run()
+    shutil.copytree(tiny_model, run_folder(name))
+    return name
+
+
+@pytest.fixture(scope="module")
+def distilled(student, small_data, tmp_path_factory):
+    """(name of the runs, what the stage said): two teachers, two students of theirs, some unlabelled texts."""
+    folder, name = tmp_path_factory.mktemp("corpus"), new_run()
+    with gzip.open(folder / "reviews.txt.gz", "wt", encoding="utf-8") as out:
+        out.writelines(f"{text}\n" for text, _ in read_plain_rows("train", SAMPLE)[100:220])
+    checked = ("--checked", f"{name}-data", "--data-dir", small_data)
+    taught = run_stage_script("train_teachers.py", "--encoder", student, *checked, "--name", f"{name}-teacher",
+                              "--seeds", "1,2", "--num-epochs", 2, "--learning-rate", 1e-3, folder="pretrain")
+    assert taught.returncode == 0, taught.stderr
+    flags = (*checked, "--student", student, "--teachers", f"{name}-teacher-1,{name}-teacher-2", "--run", name,
+             "--corpus-dirs", folder, "--texts", "reviews:1", "--seeds", "1,2", "--num-epochs", 2, "--repeats", 1)
+    done = run_stage_script("distill_bert_mini_id.py", *flags, folder="pretrain")
+    assert done.returncode == 0, done.stderr
+    return name, done, flags
+
+
+def test_each_seed_has_a_run(distilled):
+    """Each seed has a run of its own with its settings; the count of texts that teachers agree on is said."""
+    name, done, _ = distilled
+    assert "96 of 120 unlabelled ones" in done.stdout
+    for seed in (1, 2):
+        made = stages_in(run_folder(f"{name}-{seed}"))["pretrain/distill_bert_mini_id.py"]
+        assert made["settings"]["SEED"] == seed and made["settings"]["TEMPERATURE"] == 2.0
+        epochs = json.loads((run_folder(f"{name}-{seed}") / "training.json").read_text())["epochs"]
+        assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+
+
+def test_finished_students_are_not_trained_again(distilled):
+    """The teachers' words and both students are taken as they are."""
+    name, _, flags = distilled
+    before = (run_folder(f"{name}-1") / "model_qat.pth").stat().st_mtime_ns
+    again = run_stage_script("distill_bert_mini_id.py", *flags, folder="pretrain")
+    assert again.returncode == 0, again.stderr
+    assert (run_folder(f"{name}-1") / "model_qat.pth").stat().st_mtime_ns == before
+    assert "seed 1" not in again.stdout
+
+
+def test_best_student_is_packed_and_a_worse_one_is_not(distilled, small_data, tmp_path):
+    """The folder loads with its own tokenizer; a model that scores higher on valid is never replaced."""
+    name, _, _ = distilled
+    flags = ("--runs", f"{name}-1,{name}-2", "--recipe", f"{name}-1", "--data-dir", small_data,
+             "--out-dir", tmp_path / "packed")
+    done = run_stage_script("pack_bert_mini_id.py", *flags, folder="pretrain")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "packed" / "results.json").read_text())
+    best = max(scores["macro_f1"] for scores in results["valid_of_candidates"].values())
+    assert results["valid_of_candidates"][results["kept"]]["macro_f1"] == best
+    assert set(results["test_of_each_run"]) == {f"{name}-1", f"{name}-2"}
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed")
+    assert model.dtype == torch.float32 and model.config.id2label[2] == "negative"
+    again = run_stage_script("pack_bert_mini_id.py", *flags, folder="pretrain")
+    assert again.returncode == 2
+    assert "it stays as it is" in again.error

@@ -1,7 +1,7 @@
 """Benchmark: is quantization-aware training worth it? QAT's low-bit files against those of the FP32 baseline.
 
 Reads   MODEL_NAME, DATA_DIR/{train,valid,test}.tsv
-Writes  results/qat_against_ptq_<PRECISION>.json and .md, and models/bench-<PRECISION>-<method>-<seed>/
+Writes  results/qat_against_ptq_<PRECISION>.json and .md, and models/<NAME>-<PRECISION>-<method>-<seed>/
 
 Methods: qat, ptq (the FP32 baseline, quantized after training), and for INT8 also learned (QAT with activation ranges
 learned and stored) and static (the FP32 baseline with ranges calibrated by ONNX Runtime: MinMax, int8, Q/DQ).
@@ -30,7 +30,9 @@ from lowbit.pipeline.stage import run_stage
 
 # ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
 PRECISION = "int8"              # int8 or fp16: whose four stages are run
-MODEL_NAME = "models/bert-mini-id"  # encoder that every run starts from
+MODEL_NAME = "models/bert-mini-id"  # encoder that every run starts from; {seed} in it becomes the run's seed
+NAME = "bench"                  # of the runs; another name also stands before that of the results
+CLEANING = "negation-safe"      # text cleaning: documents, negation-safe or minimal
 DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv
 SEEDS = "1,2,3"                 # one QAT and one FP32 training run each
 NUM_EPOCHS = 3                  # passes over train
@@ -56,8 +58,8 @@ class Texts(CalibrationDataReader):
 def run_static(seed: int) -> dict:
     """What a results.json says, as far as the table needs it, of the FP32 baseline quantized statically."""
     run_stages("ptq", seed)
-    folder = run_dir(f"bench-{PRECISION}-ptq-{seed}")
-    path, made = folder / "model_qat.onnx", run_dir(f"bench-{PRECISION}-static-{seed}") / "model_int8.onnx"
+    folder = run_dir(f"{NAME}-{PRECISION}-ptq-{seed}")
+    path, made = folder / "model_qat.onnx", run_dir(f"{NAME}-{PRECISION}-static-{seed}") / "model_int8.onnx"
     made.parent.mkdir(exist_ok=True)
     reader, task = load_reader(folder), read_task(folder)
     data = {split: read_split(resolve(DATA_DIR), split, task) for split in ("train", "valid", "test")}
@@ -82,12 +84,13 @@ def run_static(seed: int) -> dict:
 
 def run_stages(method: str, seed: int) -> dict:
     """results.json of one run; a run that was evaluated before is read, not repeated."""
-    run, folder = f"bench-{PRECISION}-{method}-{seed}", f"{PRECISION}_eager"
+    run, folder = f"{NAME}-{PRECISION}-{method}-{seed}", f"{PRECISION}_eager"
     stages = [f"{folder}/{name}.py" for name in (
         f"train_qat_{PRECISION}", "export_to_onnx", f"quantize_onnx_{PRECISION}", f"eval_onnx_{PRECISION}")]
     if stages[3] not in stages_of(run_dir(run)):
-        train = ["--model-name", MODEL_NAME, "--seed", str(seed), "--num-epochs", str(NUM_EPOCHS),
-                 "--learning-rate", str(LEARNING_RATE), "--data-dir", DATA_DIR, "--qat", str(method != "ptq").lower()]
+        train = ["--model-name", MODEL_NAME.replace("{seed}", str(seed)), "--cleaning", CLEANING, "--seed", str(seed),
+                 "--num-epochs", str(NUM_EPOCHS), "--learning-rate", str(LEARNING_RATE), "--data-dir", DATA_DIR,
+                 "--qat", str(method != "ptq").lower()]
         data = ["--data-dir", DATA_DIR]
         flags = {stages[0]: train, stages[3]: [*data, "--rounds", "2", "--runs", "10"]}
         if PRECISION == "fp16":
@@ -120,7 +123,7 @@ def main(settings):
         for key in ("against_fp32", "all_against_simulation", "all_against_fp32", "batch_dependence"):
             table[f"{method} {key}"] = [record.get(key) for record in low]
     print(*lines, sep="\n")
-    out = ROOT / "results" / f"qat_against_ptq_{PRECISION}"
+    out = ROOT / "results" / f"{NAME + '_' if NAME != 'bench' else ''}qat_against_ptq_{PRECISION}"
     write_json(out.with_suffix(".json"),
                {"machine": machine(), "versions": versions(), "settings": settings, "test_texts":
                 results[METHODS.split(",")[0]][0]["files"]["FP32"]["samples"], **table})

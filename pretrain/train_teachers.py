@@ -17,7 +17,7 @@ from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.checked_data import checked_data
 from lowbit.pretrain.heldout import held_out
 from lowbit.training.fine_tune import autocast_dtype, fine_tune
-from lowbit.training.weights import WEIGHTS
+from lowbit.training.weights import WEIGHTS, save_state
 
 # ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
 ENCODER = "e5-small-id-adapted"  # folder under models/
@@ -38,6 +38,12 @@ AUTOCAST = True                 # BF16/FP16 arithmetic in training steps where t
 STAGE = "pretrain/train_teachers.py"
 
 
+def save(model, folder):
+    """The weights as later stages read them, and as MODEL_NAME reads them: a teacher can be trained on in INT8."""
+    save_state(model, folder)
+    model.save_pretrained(folder)
+
+
 def train_once(data: str, seed: int) -> dict:
     """The kept epoch's scores on valid; a finished run of the same settings is not repeated."""
     settings = {"RUN": f"{NAME or f'{ENCODER}-{CLEANING}'}-{seed}", "MODEL_NAME": f"models/{ENCODER}",
@@ -49,7 +55,8 @@ def train_once(data: str, seed: int) -> dict:
     if stages_of(folder).get(STAGE, {}).get("settings") != settings:
         print(f"{settings['RUN']}", flush=True)
         tuner = type("Tuner", (LayerwiseTuner,), {"layer_decay": LAYER_DECAY, "label_smoothing": LABEL_SMOOTHING})
-        fine_tune(settings, STAGE, autocast=autocast_dtype() if AUTOCAST else None, trainer_class=tuner)
+        fine_tune(settings, STAGE, autocast=autocast_dtype() if AUTOCAST else None, save=save,
+                  trainer_class=tuner)
     recorded(folder, STAGE, WEIGHTS, "training.json")
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return next(epoch for epoch in training["epochs"] if epoch["epoch"] == training["kept_epoch"])

@@ -40,9 +40,17 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>", unk_token="<unk>", mask_token="<mask>", model_input_names=["input_ids", "attention_mask"])
 
 
+def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
+    """BERT's kind, which marks the two texts of a pair by token types."""
+    tokenizer = tiny_tokenizer()
+    special = {f"{name}_token": getattr(tokenizer, f"{name}_token") for name in ("pad", "unk", "cls", "sep", "mask")}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **special,
+                                   model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+
+
 def make(family: str):
     """(model, tokenizer) of a family, untrained."""
-    tokenizer = tiny_tokenizer() if family == "albert" else sentencepiece_tokenizer()
+    tokenizer = wordpiece_tokenizer() if family == "albert" else sentencepiece_tokenizer()
     sizes = SIZES | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -148,3 +156,22 @@ def test_longest_input_is_what_the_encoder_reads(family, small_data, tokens, sta
     assert done.returncode == status
     if status:
         assert f"MAX_LENGTH is {tokens}; {family[1]} reads at most {LONGEST} tokens" in done.error
+
+
+def test_pairs(family, small_data, eval_flags, tmp_path):
+    """Pairs go through: with token types where the tokenizer makes them, between two </s> where it does not."""
+    for split in ("train", "valid", "test"):
+        rows = read_plain_rows(split, small_data)
+        (tmp_path / f"{split}.tsv").write_text("".join(
+            f"{text}\t{other}\t{label}\n" for (text, label), (other, _) in zip(rows, rows[::-1], strict=True)))
+    (tmp_path / "task.json").write_text(json.dumps({
+        "texts": ["text", "reply"], "labels": ["positive", "neutral", "negative"], "score": "macro_f1"}))
+    run = run_stages(family, tmp_path, ("--data-dir", tmp_path, *eval_flags[2:]), "int8_eager", TRAIN_FLAGS)
+    inputs = json.loads((run_folder(run) / "preprocessing.json").read_text())["inputs"]
+    types = ["token_type_ids"] if family[0] == "albert" else []
+    assert inputs == ["input_ids", "attention_mask", *types]
+    tokenizer = AutoTokenizer.from_pretrained(run_folder(run))
+    apart = tokenizer.decode(tokenizer("enak", "kotor")["input_ids"])
+    assert ("</s></s>" if not types else "[SEP]") in apart.replace(" ", "")
+    results = json.loads((run_folder(run) / "results.json").read_text())["files"]["INT8"]
+    assert results["all_against_simulation"]["median_logit_difference"] < 1e-3

@@ -4,14 +4,15 @@ Reads   models/<run>/ for RUNS, models that went through the four stages of int8
         SETS_DIR/*.tsv                      text<TAB>label, some with two of the three labels
 Writes  results/out_of_domain.json and .md
 
-A set without neutral texts is scored with the two labels it has: the larger of the two logits decides.
+A set without neutral texts is scored with the two labels it has: the larger of the two logits decides. Changed labels
+are counted among all three.
 """
 import random
 from pathlib import Path
 
 import numpy as np
 
-from lowbit.data.task import SENTIMENT
+from lowbit.data.task import SENTIMENT, read_task
 from lowbit.data.tokens import load_reader
 from lowbit.data.tsv import read_tsv
 from lowbit.graph.export import ONNX
@@ -66,6 +67,7 @@ def main(settings):
     for name in RUNS.split(","):
         run = run_dir(name.strip())
         ships = shipped(run)
+        check(read_task(run) == SENTIMENT, f"RUNS names {run.name}, whose task is another: the sets hold sentiment")
         files = {"FP32": recorded(run, ships["stages"]["export"], ONNX)[0],
                  ships["precision"].upper(): recorded(run, ships["stages"]["quantize"], ships["file"])[0]}
         low[name] = list(files)[-1]

@@ -9,7 +9,8 @@ Next    train_teachers.py
 import shutil
 
 import torch
-from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification
+from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, BertForSequenceClassification
+from transformers.utils import logging
 
 from lowbit.data.tokens import TOKENIZER_FILES
 from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, sha256, shown, write_json
@@ -19,8 +20,8 @@ from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out
-from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, train_masked
-from lowbit.pretrain.stream import TOKENS, left_out, phases_of, tokenize
+from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, train_masked
+from lowbit.pretrain.stream import TOKENS, left_out, marks_of, phases_of, tokenize
 from lowbit.pretrain.unigram import SPACE
 
 # ---- settings: edit here, or for one run: --num-steps 100 ----------------------------------------
@@ -35,7 +36,7 @@ LENGTH = 128                    # tokens a packed sequence
 TOKENS_PER_STEP = 4_096         # tokens a step
 NUM_STEPS = 2_000               # optimiser steps
 LEARNING_RATE = 3e-4            # peak after WARMUP_STEPS, then linear to zero
-WARMUP_STEPS = 150              # steps
+WARMUP_STEPS = 150              # optimiser steps until the peak
 WEIGHT_DECAY = 0.01             # AdamW, on matrices only
 MASK_PROBABILITY = 0.15         # share of whole words to predict
 COMPILE = False                 # torch.compile: slower here, the heads of this encoder are 32 wide
@@ -47,22 +48,26 @@ STAGE, FETCH = "pretrain/adapt_e5_small_id.py", "pretrain/fetch_e5_small_id.py"
 
 
 def main(settings):
+    check_settings(settings)
     source, out = run_dir(ENCODER), run_dir(RUN)
     check(source != out, f"RUN is {RUN!r}, the encoder itself: choose another name")
     out.mkdir(parents=True, exist_ok=True)
     claim(out)
     read = recorded(source, FETCH, "model.safetensors", "config.json", *TOKENIZER_FILES)
+    longest = AutoConfig.from_pretrained(source).max_position_embeddings
+    check(1 < LENGTH <= longest, f"LENGTH is {LENGTH}; it must be from 2 to {longest}, which {shown(source)} can read")
+    logging.disable_progress_bar()  # of a second's work
     corpus = Corpus(CORPUS_DIRS, held_out(resolve(DATA_DIR)), LOWER_CASE)
     weights = read_weights(TEXT, corpus.files, "TEXT")
     tokenizer = AutoTokenizer.from_pretrained(source)
     digest = f"{sha256(source / 'tokenizer.json')}, small letters {LOWER_CASE}"
     streams = {name: tokenize(corpus, name, tokenizer.backend_tokenizer, out / TOKENS / name, digest)
                for name in weights}
-    refused = left_out(out / TOKENS, streams)
+    marks = marks_of(out / TOKENS, streams)
     phases = phases_of(streams, ((weights, LENGTH, NUM_STEPS),), tokenizer.cls_token_id, tokenizer.sep_token_id, SEED)
     tokens = phases[0].mixture.tokens()
     print(f"  {NUM_STEPS * TOKENS_PER_STEP / tokens:.1f} passes over {tokens / 1e6:.2f} M tokens; documents left out "
-          f"for valid and test: {refused}", flush=True)
+          f"for valid and test: {left_out(marks)}", flush=True)
     torch.manual_seed(SEED)
     model = BertForMaskedLM.from_pretrained(source, dtype=torch.float32, hidden_dropout_prob=0.0,
                                             attention_probs_dropout_prob=0.0)
@@ -70,7 +75,7 @@ def main(settings):
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     vocabulary = Vocabulary(torch.tensor([piece.startswith(SPACE) for piece in pieces], dtype=torch.long),
                             tokenizer.unk_token_id + 1, tokenizer.mask_token_id)
-    history = train_masked(model.to(device), phases, vocabulary, settings, out)
+    history = train_masked(model.to(device), phases, vocabulary, settings | {"TEXT": marks}, out)
     encoder = BertForSequenceClassification.from_pretrained(source, dtype=torch.float32)  # with its pooler
     encoder.bert.load_state_dict(model.cpu().bert.state_dict(), strict=False)
     with atomic_folder(out) as scratch:
@@ -78,7 +83,8 @@ def main(settings):
         encoder.save_pretrained(scratch, state_dict={name: tensor for name, tensor in encoder.state_dict().items()
                                                      if not name.startswith("classifier")})
         tokenizer.save_pretrained(scratch)
-        write_json(scratch / "pretraining.json", {"history": history, "left_out": refused, "machine": machine()})
+        write_json(scratch / "pretraining.json",
+                   {"history": history, "left_out": left_out(marks), "machine": machine()})
         names = publish(scratch)
     record(out, STAGE, settings, [*read, *(corpus.files[name] for name in weights)], names)
     (out / CHECKPOINT).unlink(missing_ok=True)

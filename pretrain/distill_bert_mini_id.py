@@ -8,21 +8,18 @@ Writes  models/<RUN>-<seed>/                what every training stage writes
         models/<RUN>-judged/                the teachers' words, kept for the next run
 Next    pack_bert_mini_id.py
 """
-import json
-import statistics
-
 from transformers import AutoConfig, AutoTokenizer
 
 from lowbit.data.task import SENTIMENT
 from lowbit.data.tokens import TextReader
 from lowbit.data.tsv import read_split
 from lowbit.distill.soft_labels import Taught, distiller
-from lowbit.pipeline.files import claim, resolve, run_dir
-from lowbit.pipeline.manifest import recorded, stages_of
-from lowbit.pipeline.settings import check
+from lowbit.pipeline.files import claim, resolve, run_dir, sha256, shown
+from lowbit.pipeline.settings import check, whole_numbers
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out
+from lowbit.pretrain.runs import kept_epoch, made_by, score_lines
 from lowbit.pretrain.unlabelled import chosen_texts, judge, taught_of
 from lowbit.training.fine_tune import autocast_dtype, fine_tune
 from lowbit.training.weights import WEIGHTS
@@ -48,18 +45,19 @@ LAYER_DECAY = 1.0               # factor on the rate from each layer to the one 
 TEMPERATURE = 2.0               # of the probabilities that are compared
 HARD_WEIGHT = 0.5               # weight of the labels of train beside the teachers' probabilities
 HIDDEN_WEIGHT = 0.5             # weight of the teachers' sentence vectors
-MAX_LENGTH = 128                # tokens
+MAX_LENGTH = 128                # tokens; longer texts are cut
 AUTOCAST = True                 # BF16/FP16 arithmetic in training steps where the device has it
 # --------------------------------------------------------------------------------------------------
 
 STAGE, TEACH = "pretrain/distill_bert_mini_id.py", "pretrain/train_teachers.py"
-OWN = ("DATA_DIR", "SEEDS", "CORPUS_DIRS")  # settings that a seed's run has otherwise, or not
+STUDENT_WEIGHTS = "model.safetensors"
 
 
 def teach(student) -> Taught:
     """What is learned, with the student's token rows of unlabelled texts."""
     runs = [run_dir(name.strip()) for name in TEACHERS.split(",")]
-    weights_of = [recorded(run, TEACH, WEIGHTS)[0] for run in runs]
+    weights_of = [made_by(TEACH, run, "TEACHERS", WEIGHTS)[0] for run in runs]
+    made_by(TEACH, run_dir(CHECKED), "CHECKED", "train.tsv", "valid.tsv", "test.tsv")
     labelled = read_split(run_dir(CHECKED), "train")[0]
     corpus = Corpus(CORPUS_DIRS, held_out(resolve(DATA_DIR)))
     texts = chosen_texts(corpus, read_weights(TEXTS, corpus.files, "TEXTS"), labelled, LONGEST_TEXT, 0)
@@ -78,31 +76,33 @@ def teach(student) -> Taught:
     return taught
 
 
-def train_once(taught, seed: int, settings: dict) -> dict:
-    """The kept epoch's scores on valid; a finished run of the same settings is not repeated."""
-    s = {name: value for name, value in settings.items() if name not in OWN} | {
+def settings_of_seed(seed: int, settings: dict, taught: Taught) -> dict:
+    """The settings of one student's run: the script's own, and the SHA-256 of what it starts from and is taught."""
+    return {name: value for name, value in settings.items() if name != "SEEDS"} | {
         "RUN": f"{RUN}-{seed}", "MODEL_NAME": f"models/{STUDENT}", "MODEL_REVISION": "",
+        "STUDENT_SHA256": sha256(run_dir(STUDENT) / STUDENT_WEIGHTS), "TAUGHT_SHA256": taught.digest(),
         "DATA_DIR": f"models/{CHECKED}", "NUM_LABELS": 0, "WARMUP_RATIO": 0.1, "WEIGHT_DECAY": 0.01, "SEED": seed}
-    folder = run_dir(s["RUN"])
-    if stages_of(folder).get(STAGE, {}).get("settings") != s:
-        print(f"seed {seed}", flush=True)
-        fine_tune(s, STAGE, autocast=autocast_dtype() if AUTOCAST else None, trainer_class=distiller(
-            taught, layer_decay=LAYER_DECAY, temperature=TEMPERATURE, hard_weight=HARD_WEIGHT,
-            hidden_weight=HIDDEN_WEIGHT))
-    recorded(folder, STAGE, WEIGHTS, "training.json")
-    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    return next(epoch for epoch in training["epochs"] if epoch["epoch"] == training["kept_epoch"])
 
 
 def main(settings):
     check(0 < KEEP <= 1, f"KEEP is {KEEP}; it must be above 0 and at most 1")
-    check(REPEATS > 0, f"REPEATS is {REPEATS}; it must be above 0")
-    check(TEMPERATURE > 0, f"TEMPERATURE is {TEMPERATURE}; it must be above 0")
-    taught = teach(run_dir(STUDENT))
-    kept = [train_once(taught, int(seed), settings) for seed in SEEDS.split(",")]
-    for name in ("accuracy", "macro_f1"):
-        each = [epoch[f"eval_{name}"] for epoch in kept]
-        print(f"  valid {name} {statistics.mean(each):.4f} ({', '.join(f'{value:.4f}' for value in each)})")
+    for name in ("REPEATS", "TEMPERATURE", "LAYER_DECAY"):
+        check(settings[name] > 0, f"{name} is {settings[name]}; it must be above 0")
+    for name in ("HARD_WEIGHT", "HIDDEN_WEIGHT"):
+        check(settings[name] >= 0, f"{name} is {settings[name]}; it must be 0 or more")
+    seeds, student = whole_numbers(SEEDS, "SEEDS"), run_dir(STUDENT)
+    check((student / STUDENT_WEIGHTS).exists(), f"STUDENT: {shown(student)} holds no {STUDENT_WEIGHTS}: run "
+          "`python pretrain/pretrain_bert_mini_id.py` first, or name another folder under models/")
+    taught = teach(student)
+
+    def train(seed: int):
+        fine_tune(settings_of_seed(seed, settings, taught), STAGE, autocast=autocast_dtype() if AUTOCAST else None,
+                  trainer_class=distiller(taught, layer_decay=LAYER_DECAY, temperature=TEMPERATURE,
+                                          hard_weight=HARD_WEIGHT, hidden_weight=HIDDEN_WEIGHT))
+
+    kept = [kept_epoch(settings_of_seed(seed, settings, taught), STAGE, lambda seed=seed: train(seed))
+            for seed in seeds]
+    print(*score_lines(kept), sep="\n")
     return next_command("pretrain/pack_bert_mini_id.py", settings, "DATA_DIR")
 
 

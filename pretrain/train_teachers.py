@@ -3,21 +3,18 @@
 Reads   models/<ENCODER>/                   adapt_e5_small_id.py, or pretrain_bert_mini_id.py
         DATA_DIR/{train,valid,test}.tsv     python data/download_smsa.py
 Writes  models/<ENCODER>-<CLEANING>-<seed>/ what every training stage writes
-        models/<CHECKED>/                   the rows that are trained on
+        models/<CHECKED>/                   the rows that are trained on, with valid and test
 Next    distill_bert_mini_id.py
 """
-import json
-import statistics
-
 from lowbit.distill.rates import LayerwiseTuner
-from lowbit.pipeline.files import resolve, run_dir
-from lowbit.pipeline.manifest import recorded, stages_of
-from lowbit.pipeline.settings import check
+from lowbit.pipeline.files import resolve, run_dir, sha256, shown
+from lowbit.pipeline.settings import check, whole_numbers
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.checked_data import checked_data
 from lowbit.pretrain.heldout import held_out
+from lowbit.pretrain.runs import kept_epoch, score_lines
 from lowbit.training.fine_tune import autocast_dtype, fine_tune
-from lowbit.training.weights import WEIGHTS, save_state
+from lowbit.training.weights import save_state
 
 # ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
 ENCODER = "e5-small-id-adapted"  # folder under models/
@@ -30,12 +27,13 @@ BATCH_SIZE = 32                 # texts a step
 LEARNING_RATE = 1e-4            # peak of the linear schedule, of the head
 LAYER_DECAY = 0.9               # factor on the rate from each layer to the one below it
 LABEL_SMOOTHING = 0.0           # share of each label that is spread over all of them
-MAX_LENGTH = 128                # tokens
+MAX_LENGTH = 128                # tokens; longer texts are cut
 NAME = ""                       # of the runs, before the seed; empty: the encoder's and the cleaning's
 AUTOCAST = True                 # BF16/FP16 arithmetic in training steps where the device has it
 # --------------------------------------------------------------------------------------------------
 
 STAGE = "pretrain/train_teachers.py"
+ENCODER_WEIGHTS = "model.safetensors"
 
 
 def save(model, folder):
@@ -44,35 +42,37 @@ def save(model, folder):
     model.save_pretrained(folder)
 
 
-def train_once(data: str, seed: int) -> dict:
-    """The kept epoch's scores on valid; a finished run of the same settings is not repeated."""
-    settings = {"RUN": f"{NAME or f'{ENCODER}-{CLEANING}'}-{seed}", "MODEL_NAME": f"models/{ENCODER}",
-                "MODEL_REVISION": "", "DATA_DIR": data, "CLEANING": CLEANING, "MAX_LENGTH": MAX_LENGTH,
-                "NUM_LABELS": 0, "NUM_EPOCHS": NUM_EPOCHS, "BATCH_SIZE": BATCH_SIZE, "LEARNING_RATE": LEARNING_RATE,
-                "LAYER_DECAY": LAYER_DECAY, "LABEL_SMOOTHING": LABEL_SMOOTHING, "WARMUP_RATIO": 0.1,
-                "WEIGHT_DECAY": 0.01, "SEED": seed, "AUTOCAST": AUTOCAST}
-    folder = run_dir(settings["RUN"])
-    if stages_of(folder).get(STAGE, {}).get("settings") != settings:
-        print(f"{settings['RUN']}", flush=True)
-        tuner = type("Tuner", (LayerwiseTuner,), {"layer_decay": LAYER_DECAY, "label_smoothing": LABEL_SMOOTHING})
-        fine_tune(settings, STAGE, autocast=autocast_dtype() if AUTOCAST else None, save=save,
-                  trainer_class=tuner)
-    recorded(folder, STAGE, WEIGHTS, "training.json")
-    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    return next(epoch for epoch in training["epochs"] if epoch["epoch"] == training["kept_epoch"])
+def settings_of_seed(seed: int) -> dict:
+    """The settings of one teacher's run, with the SHA-256 of the weights that it starts from."""
+    return {"RUN": f"{NAME or f'{ENCODER}-{CLEANING}'}-{seed}", "MODEL_NAME": f"models/{ENCODER}",
+            "ENCODER_SHA256": sha256(run_dir(ENCODER) / ENCODER_WEIGHTS), "MODEL_REVISION": "",
+            "DATA_DIR": f"models/{CHECKED}", "CLEANING": CLEANING, "MAX_LENGTH": MAX_LENGTH, "NUM_LABELS": 0,
+            "NUM_EPOCHS": NUM_EPOCHS, "BATCH_SIZE": BATCH_SIZE, "LEARNING_RATE": LEARNING_RATE,
+            "LAYER_DECAY": LAYER_DECAY, "LABEL_SMOOTHING": LABEL_SMOOTHING, "WARMUP_RATIO": 0.1, "WEIGHT_DECAY": 0.01,
+            "SEED": seed, "AUTOCAST": AUTOCAST}
 
 
 def main(settings):
     check(0 < LAYER_DECAY <= 1, f"LAYER_DECAY is {LAYER_DECAY}; it must be above 0 and at most 1")
     check(0 <= LABEL_SMOOTHING < 1, f"LABEL_SMOOTHING is {LABEL_SMOOTHING}; it must be from 0 to below 1")
+    seeds = whole_numbers(SEEDS, "SEEDS")
+    encoder = run_dir(ENCODER)
+    check((encoder / ENCODER_WEIGHTS).exists(), f"ENCODER: {shown(encoder)} holds no {ENCODER_WEIGHTS}: run "
+          "`python pretrain/adapt_e5_small_id.py` first, or name another folder under models/")
     held = held_out(resolve(DATA_DIR))
-    data = checked_data(resolve(DATA_DIR), run_dir(CHECKED), held)
+    checked_data(resolve(DATA_DIR), run_dir(CHECKED), held, STAGE)
     print(f"  rows of train left out for valid and test: {held.line()}", flush=True)
-    kept = [train_once(f"models/{data.name}", int(seed)) for seed in SEEDS.split(",")]
-    for name in ("accuracy", "macro_f1"):
-        each = [epoch[f"eval_{name}"] for epoch in kept]
-        print(f"  valid {name} {statistics.mean(each):.4f} ({', '.join(f'{value:.4f}' for value in each)})")
-    return next_command("pretrain/distill_bert_mini_id.py", settings, "DATA_DIR")
+
+    class Tuner(LayerwiseTuner):
+        layer_decay, label_smoothing = LAYER_DECAY, LABEL_SMOOTHING
+
+    def train(seed: int):
+        fine_tune(settings_of_seed(seed), STAGE, autocast=autocast_dtype() if AUTOCAST else None, save=save,
+                  trainer_class=Tuner)
+
+    kept = [kept_epoch(settings_of_seed(seed), STAGE, lambda seed=seed: train(seed)) for seed in seeds]
+    print(*score_lines(kept), sep="\n")
+    return next_command("pretrain/distill_bert_mini_id.py", settings, "DATA_DIR", "CHECKED")
 
 
 if __name__ == "__main__":

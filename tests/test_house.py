@@ -16,7 +16,7 @@ FOUNDATION = {  # room -> the rooms below it that it may import
     "pipeline": (), "data": ("pipeline",), "measure": ("data", "pipeline"),
     "training": ("measure", "data", "pipeline"), "graph": ("training", "data", "pipeline")}
 PRECISIONS = ("int8", "fp16", "int4", "vision")
-METHODS = ("ptq", "mixed", "distill", "xai")
+METHODS = ("ptq", "mixed", "distill", "xai", "pretrain")
 PACKAGE = ROOT / "lowbit"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 STAGE_FOLDERS = ("int8_eager", "fp16_eager", "int4_eager", "ptq", "mixed", "xai", "tinybert", "vision", "pretrain",

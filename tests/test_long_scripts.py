@@ -1,12 +1,14 @@
-"""Benchmarks and pretraining, each once, on the tiny model and in their shortest settings: they start and end well."""
+"""Benchmarks, each once, on the tiny model and in their shortest settings: they start and end well."""
 
-import gzip
 import json
-import shutil
 
+import numpy as np
 import pytest
 from conftest import SAMPLE, read_plain_rows
 from stage_runs import ROOT, new_run, run_folder, run_stage_script
+
+from lowbit.data.tokens import load_reader
+from lowbit.measure.session import Session
 
 LABELS = ("positive", "neutral", "negative")
 
@@ -78,21 +80,17 @@ def test_the_matrix_at_the_size_of_an_encoder(tiny_model, small_data, tmp_path):
 
 
 def test_training_against_rounding(tiny_model, small_data, results):
-    """One seed of the FP32 baseline, quantized after training and with calibrated ranges."""
-    flags = ("--model-name", tiny_model, "--data-dir", small_data, "--seeds", "901", "--num-epochs", 1,
-             "--methods", "ptq,static", "--calibration-texts", 8)
-    for method in ("ptq", "static"):
-        new = run_folder(f"bench-int8-{method}-901")
-        assert not new.exists()
-    try:
-        said = run_benchmark("qat_against_ptq.py", *flags)
-    finally:
-        for method in ("ptq", "static"):
-            shutil.rmtree(run_folder(f"bench-int8-{method}-901"))
-    found = results("qat_against_ptq_int8.json")
+    """One seed of the FP32 baseline, quantized after training and with calibrated ranges, under a name of its own."""
+    name = new_run()
+    said = run_benchmark("qat_against_ptq.py", "--model-name", tiny_model, "--data-dir", small_data, "--name", name,
+                         "--cleaning", "minimal", "--seeds", "901", "--num-epochs", 1, "--methods", "ptq,static",
+                         "--calibration-texts", 8)
+    found = results(f"{name}_qat_against_ptq_int8.json")
     assert found["test_texts"] == 15
     assert len(found["static INT8"]["accuracy"]) == 1
     assert "| static | INT8 |" in said
+    cleaning = json.loads((run_folder(f"{name}-int8-ptq-901") / "preprocessing.json").read_text())["cleaning"]
+    assert cleaning == "minimal"
 
 
 def test_a_large_file_through_the_predictor(finished_run, small_data, results, tmp_path):
@@ -108,35 +106,16 @@ def test_a_large_file_through_the_predictor(finished_run, small_data, results, t
     assert sum(turns[0]["shares"].values()) == pytest.approx(1, abs=0.03)
 
 
-def test_pretraining_and_what_follows(tmp_path):
-    """A corpus of the sample's texts: one layer, a few steps, a checkpoint, then two seeds on the labelled sample."""
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    texts = [text for split in ("train", "valid", "test") for text, _ in read_plain_rows(split, SAMPLE)]
-    for name in ("reviews", "news"):
-        with gzip.open(corpus / f"{name}.txt.gz", "wt", encoding="utf-8") as handle:
-            handle.writelines(f"{text}\n" for text in texts * 2)
-    run, out = new_run(), tmp_path / "packed"
-    done = run_stage_script("pretrain_bert_mini_id.py", "--run", run, "--corpus-dir", corpus,
-                            "--domain-files", "reviews", "--vocab-size", 600, "--num-layers", 1, "--hidden-size", 64,
-                            "--num-steps", 6, "--checkpoint-steps", 3, "--tokens-per-step", 512, "--no-compile",
-                            folder="pretrain")
-    assert done.returncode == 0, done.stderr
-    assert "pretrain/finetune_bert_mini_id.py" in done.stdout
-    cleaning_runs = [run_folder(f"bert-mini-id-minimal-{seed}") for seed in (901, 902)]
-    try:
-        done = run_stage_script("finetune_bert_mini_id.py", "--run", run, "--data-dir", SAMPLE,
-                                "--cleanings", "minimal", "--seeds", "901,902", "--num-epochs", 1, "--out-dir", out,
-                                folder="pretrain")
-    finally:
-        for folder in filter(lambda folder: folder.exists(), cleaning_runs):
-            shutil.rmtree(folder)
-    assert done.returncode == 0, done.stderr
-    results = json.loads((out / "results.json").read_text())
-    assert set(results["candidates_valid_macro_f1"]) == {"seed 901", "seed 902", "mean of the seeds"}
-    assert results["valid"]["texts"] == 101
-    # what was packed is an encoder that a stage takes, head and all
-    done = run_stage_script("train_qat_int8.py", "--run", new_run(), "--model-name", out, "--data-dir", SAMPLE,
-                            "--num-epochs", 1, "--max-length", 16)
-    assert done.returncode == 0, done.stderr
-    assert "new, not trained yet" not in done.stdout
+def test_other_domains(finished_run, results, tmp_path):
+    """A set without neutral texts is scored by the larger of its two labels' logits; a row a set."""
+    rows = read_plain_rows("test", SAMPLE)[:40]
+    for name, kept in {"all": rows, "two": [row for row in rows if row[1] != "neutral"]}.items():
+        (tmp_path / f"{name}.tsv").write_text("".join(f"{text}\t{label}\n" for text, label in kept), encoding="utf-8")
+    said = run_benchmark("out_of_domain.py", "--runs", finished_run, "--sets-dir", tmp_path, "--texts", 0)
+    found = results("out_of_domain.json")["runs"][finished_run]
+    assert found["all"]["texts"] == 40 and said.count(f"| {finished_run} |") == 2
+    reader = load_reader(run_folder(finished_run))
+    with Session(run_folder(finished_run) / "model_qat_int8.onnx", "CPUExecutionProvider", 1) as session:
+        logits = session.logits(reader.rows([text for text, _ in kept]), reader.pad_id)
+    answers = np.where(logits[:, 0] > logits[:, 2], "positive", "negative")
+    assert found["two"]["INT8"]["accuracy"] == pytest.approx(np.mean(answers == [label for _, label in kept]))

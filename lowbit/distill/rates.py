@@ -4,6 +4,7 @@ import re
 
 import torch
 
+from lowbit.pipeline.settings import check
 from lowbit.training.fine_tune import FineTuner
 
 LAYER = re.compile(r"\.layer\.(\d+)\.")
@@ -31,6 +32,8 @@ class LayerwiseTuner(FineTuner):
         model = self.model if model is None else model
         if self.optimizer is None:
             layers = model.config.num_hidden_layers
+            check(self.layer_decay == 1 or any(map(LAYER.search, dict(model.named_parameters()))),
+                  "LAYER_DECAY must be 1 for this encoder: its layers share their weights")
             decaying, groups = set(self.get_decay_parameter_names(model)), {}
             for name, parameter in model.named_parameters():
                 groups.setdefault((depth(name, layers), name in decaying), []).append(parameter)

@@ -7,6 +7,8 @@ loss = KL(teachers || student) at `temperature`, times temperature**2           
 Hinton, Vinyals, Dean 2015 (arXiv:1503.02531); vectors in the manner of Romero et al. 2015 (arXiv:1412.6550).
 """
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,8 +29,7 @@ class Taught:
     """Texts as token rows with what teachers say of them; those of DATA_DIR's train come first, in its order.
 
     `logits` [texts, labels] are the teachers' mean; `vectors` [texts, the student's width] their sentence vectors, or
-    None.
-    `labelled` texts have labels, and each is read `repeats` times a pass.
+    None. `labelled` texts have labels, and each is read `repeats` times a pass.
     """
 
     logits: np.ndarray
@@ -36,6 +37,13 @@ class Taught:
     unlabelled_rows: list[Row] = field(default_factory=list)
     vectors: np.ndarray | None = None
     repeats: int = 1
+
+    def digest(self) -> str:
+        """SHA-256 of all of it: a student that was taught otherwise is another one."""
+        digest = hashlib.sha256(json.dumps([self.labelled, self.repeats, self.unlabelled_rows]).encode())
+        for array in (self.logits, self.vectors):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
 
 def taught_dataset(train: Dataset, taught: Taught) -> Dataset:

@@ -95,6 +95,13 @@ def check(ok: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
+def whole_numbers(text: str, setting: str) -> list[int]:
+    """The numbers in a comma-separated setting, such as seeds; raises UserError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    check(all(part.isdecimal() for part in parts), f"{setting} is {text!r}; write whole numbers with commas: 1,2,3")
+    return [int(part) for part in parts]
+
+
 def chosen(text: str, known, setting: str) -> list[str]:
     """The names in a comma-separated setting, all of `known` for an empty one, in the order of `known`.
 

@@ -3,9 +3,11 @@
 import gzip
 import random
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import resolve, shown
 from lowbit.pipeline.settings import check
 from lowbit.pretrain.heldout import HeldOut
@@ -35,11 +37,19 @@ class Corpus:
 
     def documents(self, source: str) -> Iterator[str]:
         """The documents of a source that may be trained on, one at a time."""
+        for line in self.lines(source):
+            text = NYA.sub(" nya", line.strip())
+            if text and not DROPPED.search(text) and (self.held_out is None or self.held_out.allows(text)):
+                yield text.lower() if self.lower else text
+
+    def lines(self, source: str) -> Iterator[str]:
+        """Every line of a source's file; raises UserError if it is not gzipped UTF-8."""
         with gzip.open(self.files[source], "rt", encoding="utf-8") as lines:
-            for line in lines:
-                text = NYA.sub(" nya", line.strip())
-                if text and not DROPPED.search(text) and (self.held_out is None or self.held_out.allows(text)):
-                    yield text.lower() if self.lower else text
+            try:
+                yield from lines
+            except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, zlib.error) as error:
+                raise UserError(f"{shown(self.files[source])} is not gzipped UTF-8 text ({error}): pack it again with "
+                                "gzip") from None
 
     def batches(self, source: str) -> Iterator[list[str]]:
         """The same in lists of at most PART documents."""
@@ -71,4 +81,5 @@ def read_weights(text: str, sources, setting: str) -> dict[str, float]:
         except ValueError:
             weights[source] = -1.0
         check(0 <= weights[source] < 1000, f"{setting} weighs {source} with {number!r}; it must be from 0 to 1000")
+    check(any(weights.values()), f"{setting} is {text!r}; give at least one file a weight above 0")
     return {source: weights[source] for source in sources if weights.get(source)}

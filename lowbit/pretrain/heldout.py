@@ -1,11 +1,15 @@
 """Texts that nothing may be trained on, and whether a text is one of them, or holds a part of one."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from lowbit.data.tsv import Text, folded, read_split
+from lowbit.data.task import SENTIMENT, TASK_FILE, read_task
+from lowbit.data.tsv import folded, read_split
+from lowbit.pipeline.files import shown
+from lowbit.pipeline.settings import check
 
 WORD = re.compile(r"[^\W_]+")
 RUN_OF_WORDS = 10  # words in a row that two texts must not share
@@ -14,11 +18,12 @@ EXACT, SAME_LETTERS, SHARED_RUN = KINDS = ("exact", "same letters and digits", f
 
 
 class HeldOut:
-    """The texts of valid and test; `found` counts, by kind, the other texts that were refused for them."""
+    """The texts of valid and test. `found` counts by kind what was refused for them; `digest` tells two sets apart."""
 
     def __init__(self, texts: Iterable[str]):
         texts = list(texts)
-        self.exact = {folded(text) for text in texts}
+        self.exact = {str(folded(text)) for text in texts}
+        self.digest = hashlib.sha256("\n".join(sorted(self.exact)).encode()).hexdigest()
         words = [WORD.findall(text.lower()) for text in texts]
         self.letters = {joined for row in words if len(joined := "".join(row)) >= SHORTEST}
         self.runs = {run for row in words for run in _runs(row)}
@@ -49,6 +54,7 @@ def _runs(words: list[str]) -> list[str]:
 
 
 def held_out(folder: Path) -> HeldOut:
-    """Valid and test of a data folder; raises UserError if one is missing."""
-    texts: list[Text] = [text for split in ("valid", "test") for text in read_split(folder, split)[0]]
-    return HeldOut(texts)
+    """Valid and test of a folder of sentiment data; raises UserError if one is missing, or the task is another."""
+    check(read_task(folder) == SENTIMENT, f"{shown(folder / TASK_FILE)} asks something else than sentiment: "
+          "pretrain/ works on positive, neutral and negative texts; name another DATA_DIR")
+    return HeldOut(str(text) for split in ("valid", "test") for text in read_split(folder, split)[0])

@@ -23,8 +23,6 @@ from lowbit.training.fine_tune import autocast_dtype
 CHECKPOINT = "checkpoint.pt"
 HELD_OUT_MASKED = 0.15  # share of words that the held-out loss predicts
 LENGTHS = ("GENERAL_STEPS", "DOMAIN_STEPS")  # settings that leave no trace before the rate falls
-SETTINGS = ("TOKENS_PER_STEP", "LEARNING_RATE", "WARMUP_STEPS", "WEIGHT_DECAY", "MASK_PROBABILITY", "COMPILE",
-            "CHECKPOINT_STEPS", "SEED")  # the constants that a script of this loop has
 
 
 @dataclass
@@ -47,7 +45,10 @@ def check_settings(s: dict) -> None:
     """Refuse values that cannot train, each with one sentence."""
     for name in ("TOKENS_PER_STEP", "LEARNING_RATE", "CHECKPOINT_STEPS"):
         check(s[name] > 0, f"{name} is {s[name]}; it must be above 0")
-    check(s["WARMUP_STEPS"] >= 0, f"WARMUP_STEPS is {s['WARMUP_STEPS']}; it must be 0 or more")
+    for name in ("NUM_STEPS", "DOMAIN_STEPS"):
+        check(s.get(name, 1) > 0, f"{name} is {s.get(name)}; it must be above 0: the rate falls in these steps")
+    for name in ("WARMUP_STEPS", "GENERAL_STEPS", "SEED"):
+        check(s.get(name, 0) >= 0, f"{name} is {s.get(name)}; it must be 0 or more")
     check(0 < s["MASK_PROBABILITY"] < 1, f"MASK_PROBABILITY is {s['MASK_PROBABILITY']}; it must be between 0 and 1")
 
 
@@ -103,16 +104,16 @@ def continues(saved: dict, s: dict, falls_from: int) -> bool:
 def train_masked(model, phases: list[Phase], vocabulary: Vocabulary, s: dict, out: Path) -> list[dict]:
     """Train a ...ForMaskedLM in place through the phases; returns the losses at each checkpoint.
 
-    A checkpoint lies in `out` until the caller deletes it, which it does when its results are written.
+    `s` are the script's settings and TEXT, which says what text the phases are made of: a checkpoint made with others
+    is refused. It lies in `out` until the caller deletes it, which it does when its results are written.
     """
-    check_settings(s)
     total, optimiser = sum(phase.steps for phase in phases), optimiser_of(model.train(), s)
     falls_from = total - phases[-1].steps
     path, step, history = out / CHECKPOINT, 0, []
     if path.exists():
         saved = torch.load(path, weights_only=True)
-        check(continues(saved, s, falls_from), f"{shown(path)} was made with other settings: delete it to start again, "
-                                               "or set them back to go on")
+        check(continues(saved, s, falls_from), f"{shown(path)} was made with other settings or text: delete it to "
+                                               "start again, or set them back to go on")
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         step, history = saved["step"], saved["history"]
@@ -145,8 +146,7 @@ def train_masked(model, phases: list[Phase], vocabulary: Vocabulary, s: dict, ou
                 print(f"step {step}/{total}  loss {history[-1]['loss']:.4f}  held-out "
                       + ", ".join(f"{loss:.4f}" for loss in held) + f"  {time.monotonic() - started:.0f} s", flush=True)
                 save_checkpoint(out, {"settings": s, "model": model.state_dict(), "optimiser": optimiser.state_dict(),
-                                      "step": step, "history": history,
-                                      "falls_from": falls_from})
+                                      "step": step, "history": history, "falls_from": falls_from})
     bar.close()
     return history
 

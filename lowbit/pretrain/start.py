@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from lowbit.data.task import SENTIMENT
@@ -12,15 +12,25 @@ from lowbit.pretrain.vectors import corpus_vectors, projected_vectors
 
 SPREAD = 0.04  # standard deviation the word vectors are scaled to; BERT draws its own with 0.02
 HEAD_WIDTH = 64  # of each attention head; 32 is an order of magnitude slower in BF16 on the CPU
+TABLE = "bert.embeddings.word_embeddings.weight"  # where a sequence classifier of BERT's family keeps its words
 VECTORS = ("corpus", "encoder", "both", "none")
 
 
-def check_settings(s: dict) -> None:
-    """Refuse sizes that make no encoder, each with one sentence."""
+def check_start(s: dict) -> None:
+    """Refuse sizes that make no encoder, and vectors that are not there, each with one sentence."""
     check(s["VECTORS"] in VECTORS, f"VECTORS is {s['VECTORS']!r}; choose {', '.join(VECTORS)}")
     check(s["HIDDEN_SIZE"] > 0 and s["HIDDEN_SIZE"] % HEAD_WIDTH == 0,
           f"HIDDEN_SIZE is {s['HIDDEN_SIZE']}; it must be a multiple of {HEAD_WIDTH}, the width of a head")
     check(s["NUM_LAYERS"] > 0, f"NUM_LAYERS is {s['NUM_LAYERS']}; it must be above 0")
+    check(1 < s["SHORT_LENGTH"] <= s["LONG_LENGTH"], f"SHORT_LENGTH is {s['SHORT_LENGTH']}; it must be from 2 to "
+          f"LONG_LENGTH, which is {s['LONG_LENGTH']}")
+    if s["VECTORS"] in ("encoder", "both"):
+        path = run_dir(s["WORD_VECTORS_OF"]) / "model.safetensors"
+        check(path.exists(), f"WORD_VECTORS_OF: {shown(path.parent)} holds no encoder: run "
+              "`python pretrain/fetch_e5_small_id.py`, or set VECTORS to corpus")
+        with safe_open(path, "pt") as tensors:
+            check(TABLE in tensors.keys(), f"WORD_VECTORS_OF: {shown(path)} is no BERT with a classifier: name "  # noqa: SIM118
+                  "the folder that fetch_e5_small_id.py makes")
 
 
 def first_vectors(stream: np.ndarray, words: list[str], special: int, s: dict) -> np.ndarray:
@@ -33,9 +43,8 @@ def first_vectors(stream: np.ndarray, words: list[str], special: int, s: dict) -
         parts.append(corpus_vectors(stream, len(words), special, width, s["SEED"]))
     if s["VECTORS"] in ("encoder", "both"):
         folder = run_dir(s["WORD_VECTORS_OF"])
-        check((folder / "model.safetensors").exists(), f"WORD_VECTORS_OF: {shown(folder)} holds no encoder: run "
-              "`python pretrain/fetch_e5_small_id.py`, or set VECTORS to corpus")
-        table = load_file(folder / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+        with safe_open(folder / "model.safetensors", "pt") as tensors:
+            table = tensors.get_tensor(TABLE)
         parts.append(projected_vectors(words, AutoTokenizer.from_pretrained(folder), table, width))
     vectors = np.concatenate(parts, axis=1)
     vectors[:special] = 0

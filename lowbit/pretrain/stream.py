@@ -16,6 +16,7 @@ IDS, ENDS, MARK = "ids.uint16", "ends.npy", "ids.json"  # ids of all documents, 
 TOGETHER = 30_000  # documents that are packed at once
 HELD_OUT = 600  # documents of each phase that are kept from training, for the loss that is reported; at most
 HELD_OUT_SHARE = 0.05  # this share of a pass
+MOST_PIECES = 2**16
 SAMPLE = 20_000_000  # tokens of a sample: what word vectors are counted on
 
 
@@ -35,11 +36,15 @@ class Stream:
 
 
 def tokenize(corpus: Corpus, source: str, tokenizer, folder: Path, digest: str) -> Stream:
-    """Write the ids of a source into `folder`, unless they lie there, made from the same file and by `digest`.
+    """Write the ids of a source into `folder`, unless they lie there, made from the same file and texts left out.
 
-    `tokenizer` is one of the tokenizers library; ids must fit 16 bits. A kill leaves nothing that is taken for whole.
+    `tokenizer` is one of the tokenizers library, and `digest` says which. A kill leaves nothing that is taken for
+    whole. Raises UserError for more pieces than 16 bits can number.
     """
-    made = {"source": sha256(corpus.files[source]), "by": digest}
+    pieces = tokenizer.get_vocab_size()
+    check(pieces <= MOST_PIECES, f"the vocabulary has {pieces} pieces; at most {MOST_PIECES} can be stored as 16 bits")
+    made = {"source": sha256(corpus.files[source]), "by": digest,
+            "held_out": corpus.held_out.digest if corpus.held_out else ""}
     mark = folder / MARK
     if not mark.exists() or not made.items() <= json.loads(mark.read_text(encoding="utf-8")).items():
         before = corpus.held_out.found.copy() if corpus.held_out else None
@@ -57,9 +62,13 @@ def tokenize(corpus: Corpus, source: str, tokenizer, folder: Path, digest: str) 
     return Stream(folder)
 
 
-def left_out(folder: Path, sources) -> dict[str, dict[str, int]]:
-    """Source -> kind -> how many of its documents were refused when it was tokenized, of the sources that had such."""
-    marks = {source: json.loads((folder / source / MARK).read_text(encoding="utf-8")) for source in sources}
+def marks_of(folder: Path, sources) -> dict[str, dict]:
+    """Source -> what its ids were made of, and how many of its documents were left out, by kind."""
+    return {source: json.loads((folder / source / MARK).read_text(encoding="utf-8")) for source in sources}
+
+
+def left_out(marks: dict[str, dict]) -> dict[str, dict[str, int]]:
+    """Source -> kind -> how many of its documents were left out, of the sources that had such."""
     return {source: mark["left_out"] for source, mark in marks.items() if mark["left_out"]}
 
 
@@ -67,16 +76,16 @@ class Mixture:
     """Streams in the proportions of `weights`, packed into rows: `first` opens a row, `last` closes a document."""
 
     def __init__(self, streams: dict[str, Stream], weights: dict[str, float], first: int, last: int, seed: int,
-                 left_out: dict[str, set[int]] | None = None):
+                 skipped: dict[str, set[int]] | None = None):
         self.streams, self.weights, self.first, self.last, self.seed = streams, weights, first, last, seed
-        self.left_out = left_out or {}
+        self.skipped = skipped or {}  # source -> documents that no pass has
 
     def order(self, number: int) -> np.ndarray:
         """(source, document) of pass `number`, shuffled: int32 [documents, 2]; fractions of a weight are drawn anew."""
         rng = np.random.default_rng((self.seed, number))
         parts = []
         for place, (source, weight) in enumerate(self.weights.items()):
-            count, skipped = len(self.streams[source]), self.left_out.get(source, ())
+            count, skipped = len(self.streams[source]), self.skipped.get(source, ())
             chosen = [rng.permutation(count)[: round(count * share)]
                       for share in (*[1.0] * int(weight), weight % 1) if share]
             for documents in chosen:
@@ -144,7 +153,10 @@ def phases_of(streams: dict[str, Stream], parts, first: int, last: int, seed: in
     phases = []
     for (weights, length, steps), documents in zip(parts, drawn, strict=True):
         only = Mixture(streams, weights, first, last, seed)
-        held = np.concatenate(list(only.packed(np.unique(documents, axis=0), length)))
+        rows = list(only.packed(np.unique(documents, axis=0), length))
+        check(sum(map(len, rows)) > 0, f"the corpus is too small: {len(documents)} documents, kept for the loss that "
+              f"is reported, do not fill a row of {length} tokens; add text")
+        held = np.concatenate(rows)
         phases.append(Phase(Mixture(streams, weights, first, last, seed, skipped), length, steps, held))
     return phases
 

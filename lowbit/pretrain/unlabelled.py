@@ -12,7 +12,6 @@ from lowbit.distill.teachers import agreed, disagreement, judged, on_main_axes
 from lowbit.pipeline.files import atomic_folder, publish, sha256
 from lowbit.pretrain.corpus import Corpus
 
-JUDGED = "judged.npz"
 SHORTEST_TEXT = 3  # words
 
 
@@ -20,7 +19,7 @@ def chosen_texts(corpus: Corpus, weights: dict[str, float], known: list[Text], l
     """Different texts of the corpus, none of `known`, of SHORTEST_TEXT to `longest` words."""
     seen, found = {folded(text) for text in known}, []
     for text in corpus.weighted(weights, seed):
-        key = folded(text)
+        key = str(folded(text))
         if key not in seen and SHORTEST_TEXT <= len(key.split()) <= longest:
             seen.add(key)
             found.append(text)

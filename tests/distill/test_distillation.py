@@ -159,7 +159,9 @@ def test_loss_is_the_sum_that_the_formula_says():
 
 def test_rows_that_meet_held_out_texts_are_left_out(small_data, tmp_path):
     rows = read_plain_rows("train", small_data)
-    out = checked_data(small_data, tmp_path / "checked", HeldOut([rows[3][0], "lain"]))
+    out = tmp_path / "checked"
+    assert checked_data(small_data, out, HeldOut([rows[3][0], "lain"]), "a stage") == [
+        "test.tsv", "train.tsv", "valid.tsv"]
     assert read_plain_rows("train", out) == rows[:3] + rows[4:]
     assert read_plain_rows("test", out) == read_plain_rows("test", small_data)
 

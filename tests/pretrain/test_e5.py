@@ -192,7 +192,7 @@ def test_adapted_encoder_is_fine_tuned_by_seeds(adapted, small_data):
                             "--checked", f"{name}-data", "--seeds", "1,2", "--num-epochs", 1,
                             "--max-length", 64, folder="pretrain")
     assert done.returncode == 0, done.stderr
-    assert "valid macro_f1" in done.stdout
+    assert "valid macro-F1" in done.stdout
     for seed in (1, 2):
         assert stages_in(run_folder(f"{name}-{seed}"))["pretrain/train_teachers.py"]["settings"]["SEED"] == seed
 

@@ -78,7 +78,8 @@ def test_killed_run_goes_on_as_if_nothing_had_been(pretrained, corpus_folder, st
     run = new_run()
     folder = run_folder(run)
     folder.mkdir()
-    shutil.copy(pretrained / "vocab.txt", folder)  # of equally frequent pieces, which one is taken differs by the run
+    for name in ("vocab.txt", "vocab.json"):  # of equally frequent pieces, which one is taken differs by the run
+        shutil.copy(pretrained / name, folder)
 
     def reached():
         try:
@@ -155,6 +156,9 @@ def test_weights_are_read_in_the_corpus_order():
 def mixture(tmp_path):
     """30 documents of three tokens in one stream and 20 in another, mixed 2 to 1."""
     class Letters:
+        def get_vocab_size(self):
+            return 40
+
         def encode_batch(self, texts, add_special_tokens):
             return [type("Row", (), {"ids": [5 + ord(letter) - ord("a") for letter in text]}) for text in texts]
 

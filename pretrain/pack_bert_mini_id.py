@@ -69,7 +69,7 @@ def choose(folders: list[Path]) -> tuple[dict, str]:
 
 def present_score(out: Path) -> float:
     """Macro-F1 on valid of the model that lies in `out`; below 0 if there is none. Raises UserError for other files."""
-    if not out.exists() or not any(out.iterdir()):
+    if all(path.name.startswith(".tmp-") for path in out.glob("*")):  # what a kill left
         return -1.0
     check((out / RESULTS).exists() and (out / "model.safetensors").exists() and not (out / MANIFEST).exists(),
           f"OUT_DIR {shown(out)} holds something else than a packed model: name a new folder")

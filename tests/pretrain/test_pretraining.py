@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from safetensors.torch import load_file
 from stage_runs import new_run, run_folder, run_stage_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lowbit.pipeline.errors import UserError
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import EXACT, SAME_LETTERS, SHARED_RUN, HeldOut
 from lowbit.pretrain.masking import mask_words, predicted_positions
 from lowbit.pretrain.mlm import rate
-from lowbit.pretrain.stream import Mixture, tokenize
+from lowbit.pretrain.stream import Mixture, phases_of, tokenize
 
 STAGE = "pretrain_bert_mini_id.py"
 TINY = ("--general", "wiki:1,reviews:2", "--domain", "reviews:1", "--vocab-size", 300, "--num-layers", 1,
@@ -111,6 +113,18 @@ def test_checkpoint_of_other_settings_is_refused(corpus_folder):
     assert "resuming from step 4" in longer.stdout
 
 
+def test_vocabulary_of_other_settings_is_made_anew(pretrained, corpus_folder):
+    """A finished run's vocabulary is taken again by the same settings, and not by a smaller VOCAB_SIZE."""
+    run, before = new_run(), (pretrained / "vocab.txt").read_text(encoding="utf-8")
+    shutil.copytree(pretrained, run_folder(run))
+    short = ("--general-steps", 1, "--domain-steps", 1)
+    for flags, same in ((short, True), ((*short, "--vocab-size", 200), False)):
+        done = pretrain(run, corpus_folder, *flags)
+        assert done.returncode == 0, done.stderr
+        assert ((run_folder(run) / "vocab.txt").read_text(encoding="utf-8") == before) == same
+    assert len(AutoTokenizer.from_pretrained(run_folder(run))) <= 200
+
+
 @pytest.mark.parametrize("flags, said", [
     (("--general", "wiki:1,tweets:1"), "GENERAL names 'tweets'; CORPUS_DIRS hold"),
     (("--domain", "wiki:much"), "DOMAIN weighs wiki with 'much'"),
@@ -118,6 +132,9 @@ def test_checkpoint_of_other_settings_is_refused(corpus_folder):
     (("--hidden-size", 100), "HIDDEN_SIZE is 100; it must be a multiple of 64"),
     (("--vectors", "encoder", "--word-vectors-of", "nowhere"), "run `python pretrain/fetch_e5_small_id.py`"),
     (("--corpus-dirs", SAMPLE), "holds no .txt.gz file"),
+    (("--domain", "wiki:0"), "DOMAIN is 'wiki:0'; give at least one file a weight above 0"),
+    (("--domain-steps", 0), "DOMAIN_STEPS is 0; it must be above 0"),
+    (("--short-length", 64), "SHORT_LENGTH is 64; it must be from 2 to LONG_LENGTH, which is 32"),
 ])
 def test_settings_that_cannot_work_end_in_one_sentence(corpus_folder, flags, said):
     refused = pretrain(new_run(), corpus_folder, *flags)
@@ -148,25 +165,62 @@ def test_corpus_leaves_links_and_names_out(tmp_path):
     assert list(Corpus(str(tmp_path), lower=True).weighted({"a": 2.0}, 0))[1] == "baik nya saja"
 
 
+def test_corpus_that_is_not_gzipped_text_is_named(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"satu\ndua\n")[:-6])
+    with pytest.raises(UserError, match="a.txt.gz is not gzipped UTF-8 text"):
+        list(Corpus(str(tmp_path)).documents("a"))
+
+
+def test_text_is_tokenized_again_when_other_texts_are_held_out(tmp_path, letters):
+    """Ids on disk are taken again only if the same texts were left out of them: a new test set is never trained on."""
+    with gzip.open(tmp_path / "a.txt.gz", "wt", encoding="utf-8") as out:
+        out.write("abc\nabd\nabe\n")
+    held = [HeldOut(["abc"]), HeldOut(["abc"]), HeldOut(["abd", "abe"])]
+    counts = [len(tokenize(Corpus(str(tmp_path), one), "a", letters, tmp_path / "ids", "letters")) for one in held]
+    assert counts == [2, 2, 1]
+    assert held[0].found == {EXACT: 1} and held[1].found == {}
+
+
+def test_small_corpora_and_large_vocabularies_are_refused(tmp_path, letters):
+    with gzip.open(tmp_path / "a.txt.gz", "wt", encoding="utf-8") as out:
+        out.write("abc\n" * 8)
+    stream = tokenize(Corpus(str(tmp_path)), "a", letters, tmp_path / "ids", "letters")
+    with pytest.raises(UserError, match="the corpus is too small"):
+        phases_of({"a": stream}, (({"a": 1.0}, 16, 2),), 2, 3, 0)
+    letters.size = 2**16 + 1
+    with pytest.raises(UserError, match="has 65537 pieces; at most 65536"):
+        tokenize(Corpus(str(tmp_path)), "a", letters, tmp_path / "ids", "more")
+
+
 def test_weights_are_read_in_the_corpus_order():
     assert read_weights("b:0.5, a:2", ["a", "b", "c"], "TEXT") == {"a": 2.0, "b": 0.5}
 
 
+class Letters:
+    """A tokenizer of small letters: a is 5, b is 6."""
+
+    size = 31
+
+    def get_vocab_size(self):
+        return self.size
+
+    def encode_batch(self, texts, add_special_tokens):
+        return [SimpleNamespace(ids=[5 + ord(letter) - ord("a") for letter in text]) for text in texts]
+
+
 @pytest.fixture
-def mixture(tmp_path):
+def letters():
+    return Letters()
+
+
+@pytest.fixture
+def mixture(tmp_path, letters):
     """30 documents of three tokens in one stream and 20 in another, mixed 2 to 1."""
-    class Letters:
-        def get_vocab_size(self):
-            return 40
-
-        def encode_batch(self, texts, add_special_tokens):
-            return [type("Row", (), {"ids": [5 + ord(letter) - ord("a") for letter in text]}) for text in texts]
-
     for name, first, count in (("x", "a", 30), ("y", "m", 20)):
         with gzip.open(tmp_path / f"{name}.txt.gz", "wt", encoding="utf-8") as out:
             out.writelines(first * 3 + "\n" for _ in range(count))
     corpus = Corpus(str(tmp_path))
-    streams = {name: tokenize(corpus, name, Letters(), tmp_path / name, "letters") for name in corpus.files}
+    streams = {name: tokenize(corpus, name, letters, tmp_path / name, "letters") for name in corpus.files}
     return Mixture(streams, {"x": 2.0, "y": 0.5}, first=2, last=3, seed=1)
 
 

@@ -71,13 +71,12 @@ def main(settings):
     torch.manual_seed(SEED)
     model = BertForMaskedLM.from_pretrained(source, dtype=torch.float32, hidden_dropout_prob=0.0,
                                             attention_probs_dropout_prob=0.0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     vocabulary = Vocabulary(torch.tensor([piece.startswith(SPACE) for piece in pieces], dtype=torch.long),
                             tokenizer.unk_token_id + 1, tokenizer.mask_token_id)
-    history = train_masked(model.to(device), phases, vocabulary, settings | {"TEXT": marks}, out)
+    history = train_masked(model, phases, vocabulary, settings | {"TEXT": marks}, out)
     encoder = BertForSequenceClassification.from_pretrained(source, dtype=torch.float32)  # with its pooler
-    encoder.bert.load_state_dict(model.cpu().bert.state_dict(), strict=False)
+    encoder.bert.load_state_dict(model.bert.state_dict(), strict=False)
     with atomic_folder(out) as scratch:
         # the classifier is left out: an encoder's task is not chosen yet
         encoder.save_pretrained(scratch, state_dict={name: tensor for name, tensor in encoder.state_dict().items()

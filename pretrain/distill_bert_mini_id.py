@@ -86,6 +86,8 @@ def settings_of_seed(seed: int, settings: dict, taught: Taught) -> dict:
 
 def main(settings):
     check(0 < KEEP <= 1, f"KEEP is {KEEP}; it must be above 0 and at most 1")
+    check(KEEP == 1 or "," in TEACHERS, f"KEEP is {KEEP}, but one teacher disagrees with nobody: set KEEP to 1, or "
+          "name more TEACHERS")
     for name in ("REPEATS", "TEMPERATURE", "LAYER_DECAY"):
         check(settings[name] > 0, f"{name} is {settings[name]}; it must be above 0")
     for name in ("HARD_WEIGHT", "HIDDEN_WEIGHT"):

@@ -102,16 +102,17 @@ def continues(saved: dict, s: dict, falls_from: int) -> bool:
 
 
 def train_masked(model, phases: list[Phase], vocabulary: Vocabulary, s: dict, out: Path) -> list[dict]:
-    """Train a ...ForMaskedLM in place through the phases; returns the losses at each checkpoint.
+    """Train a ...ForMaskedLM in place, on a GPU where there is one; returns the losses at each checkpoint.
 
     `s` are the script's settings and TEXT, which says what text the phases are made of: a checkpoint made with others
     is refused. It lies in `out` until the caller deletes it, which it does when its results are written.
     """
-    total, optimiser = sum(phase.steps for phase in phases), optimiser_of(model.train(), s)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").train()
+    total, optimiser = sum(phase.steps for phase in phases), optimiser_of(model, s)
     falls_from = total - phases[-1].steps
     path, step, history = out / CHECKPOINT, 0, []
     if path.exists():
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, map_location=model.device)
         check(continues(saved, s, falls_from), f"{shown(path)} was made with other settings or text: delete it to "
                                                "start again, or set them back to go on")
         model.load_state_dict(saved["model"])

@@ -61,6 +61,7 @@ def teach(student) -> Taught:
     labelled = read_split(run_dir(CHECKED), "train")[0]
     corpus = Corpus(CORPUS_DIRS, held_out(resolve(DATA_DIR)))
     texts = chosen_texts(corpus, read_weights(TEXTS, corpus.files, "TEXTS"), labelled, LONGEST_TEXT, 0)
+    check(len(texts) * KEEP >= 1, f"TEXTS gives {len(texts)} texts of at most LONGEST_TEXT words, too few")
     folder = run_dir(f"{RUN}-judged")
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder)

@@ -15,7 +15,7 @@ from lowbit.data.tokens import PREPROCESSING, TextReader, load_reader
 from lowbit.data.tsv import read_split
 from lowbit.graph.agreement import simulated_logits
 from lowbit.measure.score import score
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, shown, write_json
+from lowbit.pipeline.files import SCRATCH, atomic_folder, claim, publish, resolve, run_dir, shown, write_json
 from lowbit.pipeline.machine import machine, versions
 from lowbit.pipeline.manifest import MANIFEST, stages_of
 from lowbit.pipeline.settings import check
@@ -69,7 +69,7 @@ def choose(folders: list[Path]) -> tuple[dict, str]:
 
 def present_score(out: Path) -> float:
     """Macro-F1 on valid of the model that lies in `out`; below 0 if there is none. Raises UserError for other files."""
-    if all(path.name.startswith(".tmp-") for path in out.glob("*")):  # what a kill left
+    if set(out.glob("*")) == set(out.glob("*".join(SCRATCH))):  # nothing, or what a kill left
         return -1.0
     check((out / RESULTS).exists() and (out / "model.safetensors").exists() and not (out / MANIFEST).exists(),
           f"OUT_DIR {shown(out)} holds something else than a packed model: name a new folder")

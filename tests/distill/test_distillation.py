@@ -262,6 +262,9 @@ def test_student_that_is_taught_otherwise_is_trained_again(distilled, tmp_path):
         run_well("distill_bert_mini_id.py", *flags)
         times.append(weights_time(f"{run}-1"))
     assert times[0] < times[1] and weights_time(f"{name}-1") < times[0]
+    refused = run_stage_script("distill_bert_mini_id.py", *flags, "--longest-text", 2, folder="pretrain")
+    assert refused.returncode == 2
+    assert "TEXTS gives 0 texts of at most LONGEST_TEXT words" in refused.error
 
 
 def test_teacher_of_another_encoder_is_trained_again(student, small_data):

@@ -74,6 +74,9 @@ def family(request, tmp_path_factory):
     return request.param, folder
 
 
+OTHERS = pytest.mark.parametrize("family", ["xlm-roberta", "albert"], indirect=True)  # BERT's is tested as such
+
+
 def run_stages(family, small_data, eval_flags, folder: str, train_flags=(), convert_flags=()) -> str:
     """Name of a run that the stages of a precision folder made of this encoder; without eval_flags the first three."""
     precision, run = folder.partition("_")[0], new_run()
@@ -124,6 +127,7 @@ def test_int8_dynamic(family, small_data, eval_flags, tmp_path):
     assert packed["inputs"] == ["input_ids", "attention_mask"]
 
 
+@OTHERS
 def test_int8_learned(family, small_data, eval_flags):
     """All four stages, or one sentence where layers are shared: one range does not fit several inputs."""
     learned = ("--activation-ranges", "learned")
@@ -142,6 +146,7 @@ def test_int8_learned(family, small_data, eval_flags):
     assert results["batch_dependence"]["max_logit_difference"] == 0
 
 
+@OTHERS
 def test_fp16(family, small_data, eval_flags):
     folder = run_folder(run_stages(family, small_data, eval_flags, "fp16_eager", TRAIN_FLAGS,
                                    ("--data-dir", small_data)))

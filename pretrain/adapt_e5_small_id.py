@@ -57,6 +57,7 @@ def main(settings):
     longest = AutoConfig.from_pretrained(source).max_position_embeddings
     check(1 < LENGTH <= longest, f"LENGTH is {LENGTH}; it must be from 2 to {longest}, which {shown(source)} can read")
     logging.disable_progress_bar()  # of a second's work
+    logging.set_verbosity_error()  # the heads are new, as they should be
     corpus = Corpus(CORPUS_DIRS, held_out(resolve(DATA_DIR)), LOWER_CASE)
     weights = read_weights(TEXT, corpus.files, "TEXT")
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -89,7 +90,7 @@ def main(settings):
     (out / CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(out / TOKENS)
     print(f"wrote {shown(out)}")
-    return next_command("pretrain/train_teachers.py", settings, "DATA_DIR")
+    return next_command("pretrain/train_teachers.py", settings | {"ENCODER": RUN}, "ENCODER", "DATA_DIR")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,8 @@ def main(settings):
     kept = [kept_epoch(settings_of_seed(seed, settings, taught), STAGE, lambda seed=seed: train(seed))
             for seed in seeds]
     print(*score_lines(kept), sep="\n")
-    return next_command("pretrain/pack_bert_mini_id.py", settings, "DATA_DIR")
+    students = ",".join(f"{RUN}-{seed}" for seed in seeds)
+    return next_command("pretrain/pack_bert_mini_id.py", settings | {"RUNS": students}, "RUNS", "DATA_DIR")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,9 @@ def main(settings):
 
     kept = [kept_epoch(settings_of_seed(seed), STAGE, lambda seed=seed: train(seed)) for seed in seeds]
     print(*score_lines(kept), sep="\n")
-    return next_command("pretrain/distill_bert_mini_id.py", settings, "DATA_DIR", "CHECKED")
+    teachers = ",".join(settings_of_seed(seed)["RUN"] for seed in seeds)
+    return next_command("pretrain/distill_bert_mini_id.py", settings | {"TEACHERS": teachers}, "TEACHERS", "DATA_DIR",
+                        "CHECKED")
 
 
 if __name__ == "__main__":

@@ -213,7 +213,9 @@ def distilled(student, small_data, tmp_path_factory):
     taught = run_stage_script("train_teachers.py", "--encoder", student, *checked, "--name", f"{name}-teacher",
                               "--seeds", "1,2", "--num-epochs", 2, "--learning-rate", 1e-3, folder="pretrain")
     assert taught.returncode == 0, taught.stderr
-    flags = (*checked, "--student", student, "--teachers", f"{name}-teacher-1,{name}-teacher-2", "--run", name,
+    teachers = f"{name}-teacher-1,{name}-teacher-2"
+    assert f"next: python pretrain/distill_bert_mini_id.py --teachers {teachers} " in taught.stdout
+    flags = (*checked, "--student", student, "--teachers", teachers, "--run", name,
              "--corpus-dirs", folder, "--texts", "reviews:1", "--seeds", "1,2", "--num-epochs", 2, "--repeats", 1)
     done = run_stage_script("distill_bert_mini_id.py", *flags, folder="pretrain")
     assert done.returncode == 0, done.stderr
@@ -224,6 +226,7 @@ def test_each_seed_has_a_run(distilled):
     """Each seed has a run of its own with its settings; the count of texts that teachers agree on is said."""
     name, done, _ = distilled
     assert "96 of 120 unlabelled ones" in done.stdout
+    assert f"next: python pretrain/pack_bert_mini_id.py --runs {name}-1,{name}-2 " in done.stdout
     for seed in (1, 2):
         made = stages_in(run_folder(f"{name}-{seed}"))["pretrain/distill_bert_mini_id.py"]
         assert made["settings"]["SEED"] == seed and made["settings"]["TEMPERATURE"] == 2.0

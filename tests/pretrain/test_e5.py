@@ -224,6 +224,8 @@ def adapted(encoder, tmp_path_factory):
                             "--num-steps", 12, "--warmup-steps", 2, "--checkpoint-steps", 4, "--learning-rate", 3e-3,
                             folder="pretrain")
     assert done.returncode == 0, done.stderr
+    assert f"next: python pretrain/train_teachers.py --encoder {run} " in done.stdout
+    assert "MISSING" not in done.stdout + done.stderr  # the heads are new, which is no news
     return run
 
 

@@ -1,12 +1,18 @@
 """A script's settings: the UPPER_CASE constants at its top, each also a flag of the same name for one run."""
 
 import argparse
+import csv
 import difflib
 
 from packed import Refusal
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 WANTED = {bool: "true or false; texts come before it, or behind --", int: "a whole number", float: "a number"}
+
+
+def names_of(text: str) -> list[str]:
+    """The names in a setting, with commas between them; one that holds a comma stands in double quotes."""
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), []) if name.strip()]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,5 +1,6 @@
 """Lines of a file or stream of any size, also .gz and other encodings: what it plainly is not is said at once."""
 
+import codecs
 import gzip
 import io
 import os
@@ -15,12 +16,13 @@ SEPARATORS = {"tsv": "\t", "csv": ","}
 
 
 class Source(NamedTuple):
-    """An opened input: its line reader, format, and name for messages."""
+    """An opened input: its line reader, format, name for messages, separator; `said`: which of those a flag named."""
 
     readline: object
     form: str
     where: str
     separator: str
+    said: tuple[str, ...]
 
 
 def open_input(path: str, form: str, encoding: str, separator: str) -> Source:
@@ -44,7 +46,8 @@ def open_input(path: str, form: str, encoding: str, separator: str) -> Source:
             raise Refusal(f"INPUT {path} cannot be read: {error.strerror}") from None
         if packed and os.path.isfile(path) and os.path.getsize(path) == 0:
             raise Refusal(f"{where} is no gzip (it has no bytes): fetch it again")
-    return Source(_decoding(stream, encoding, where), kind, where, between)
+    said = tuple(name for name, given in (("format", form or path), ("separator", separator)) if given)
+    return Source(_decoding(stream, encoding, where), kind, where, between, said)
 
 
 def _decoding(stream, encoding: str, where: str):
@@ -56,13 +59,12 @@ def _decoding(stream, encoding: str, where: str):
         raise Refusal(f"{where} is no gzip ({error}): take .gz off its name, or fetch it again") from None
     except (OSError, EOFError, zlib.error) as error:
         raise Refusal(f"{where} cannot be read ({error}): fetch it again") from None
-    if encoding.lower() in ("utf-8", "utf8"):
-        if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise Refusal(f"{where} is UTF-16, as spreadsheets save \"Unicode text\": read it with --encoding utf-16")
-        if start.startswith(b"\xef\xbb\xbf"):
-            stream.read(3)  # the byte-order mark
-        return stream.readline
     try:
+        if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig"):
+            if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise Refusal(f"{where} is UTF-16, as spreadsheets save \"Unicode text\": read it with --encoding "
+                              "utf-16; if it has columns, with --format tsv too")
+            return stream.readline
         text = io.TextIOWrapper(stream, encoding, newline="\n")
     except LookupError:
         raise Refusal(f"ENCODING {encoding!r} is not known: try utf-8, utf-16 or cp1252") from None
@@ -79,7 +81,7 @@ class Lines:
 
     def __init__(self, source: Source, limit: int):
         self.source, self.limit, self.number, self.whole = source, limit, 0, True
-        self.first = self._read(limit)
+        self.first = self._read(limit).removeprefix(codecs.BOM_UTF8)
         if b"\r" in self.first and not self.first.endswith(b"\n"):
             raise Refusal(f"{source.where} has carriage returns for line ends: turn them into line feeds, such as with "
                           "tr '\\r' '\\n'")

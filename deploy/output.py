@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from packed import Refusal
-from records import EMPTY, Form
+from records import EMPTY, NOTED, Form
 from rows import Row
 
 
@@ -29,7 +29,8 @@ class Output:
 
     def __init__(self, path: str, source, form: Form, made_of: dict, resume: bool, force: bool):
         """`source` is the input's path or descriptor, which must not be the output. Raises Refusal, or Finished."""
-        self.path, self.form, self.made_of, self.force = Path(path) if path else None, form, made_of, force
+        self.path = Path(os.path.realpath(path)) if path else None  # a link stays a link
+        self.form, self.made_of, self.force = form, made_of, force
         self.rows = self.done = 0
         self.counts, self.digest, self.wanted = Counter(), hashlib.sha256(), ""
         if not path:
@@ -69,6 +70,10 @@ class Output:
                 raise Refusal(f"OUTPUT {self.path}: {path} is no file but a folder or device: name a file")
             if source is not None and _same(path, source):
                 raise Refusal(f"OUTPUT {self.path} is the input itself: {path} is the same file; name another")
+        for path in filter(os.path.exists, () if self.force else (self.mark, self.fresh)):
+            if os.path.getsize(path) and not path.read_bytes().startswith(b'{"made_of": {'):
+                raise Refusal(f"{path} is not what this script writes: move it away, begin again with --force, or name "
+                              "another --output")
 
     def _refuse_losses(self, resume: bool) -> None:
         """Raise Refusal rather than lose a finished output or the work of another run; Finished if all is done."""
@@ -78,7 +83,7 @@ class Output:
             raise Finished
         if self.path.exists() and not self.force:
             raise Refusal(f"OUTPUT {self.path} exists already: name another file, move it away, or replace it with "
-                          "--force")
+                          "--force" + "; a run that replaces it has begun: it goes on with --resume --force" * begun)
         if begun and not self.force and not (resume and self.mark.exists()):
             raise Refusal(f"{self.part} holds what a run that did not end has labelled"
                           + (", but its .part.json is gone" if resume else ": go on with --resume")
@@ -111,13 +116,13 @@ class Output:
                 break  # the kill cut it in two
         begun = notes[0].get("made_of") if notes and isinstance(notes[0], dict) else None
         if not isinstance(begun, dict) or not all(map(_is_note, notes[1:])):
-            raise Refusal(f"{self.mark} is not what this script writes: begin again with --force, or name another "
-                          "--output")
+            raise Refusal(f"{self.mark} is not what this script writes: begin again with --force alone, or name "
+                          "another --output")
         other = [name for name in self.made_of if begun.get(name) != self.made_of[name]]
         if other:
             raise Refusal(f"{self.part} was begun with another {other[0]} ({begun.get(other[0])}, now "
-                          f"{self.made_of[other[0]]}): resume with the same, begin again with --force, or name another "
-                          "--output")
+                          f"{self.made_of[other[0]]}): resume with the same, begin again with --force alone, or name "
+                          "another --output")
         size = os.fstat(self.file).st_size
         held = next((note for note in reversed(notes[1:]) if note["bytes"] <= size), None)
         self._begin(notes[: notes.index(held) + 1] if held else notes[:1])
@@ -138,7 +143,7 @@ class Output:
             self._seen(row)
         if self.rows < self.done or (self.done and self.digest.hexdigest() != self.wanted):
             raise Refusal(f"the input has changed since its first {self.done} rows were labelled: begin again with "
-                          "--force, or name another --output")
+                          "--force alone, or name another --output")
 
     def write(self, rows: list[Row], answers: dict, whole: bool) -> None:
         """The records of a window of rows, on disk when this returns; `answers`: place -> (answer, empty).
@@ -152,6 +157,7 @@ class Output:
             lines.append(self.form.line(self.rows, row, answer, empty))
             self.counts[self.form.kind_of(answer)] += 1
             self.counts[EMPTY] += empty
+            self.counts[NOTED] += bool(row.note)
         put(self.file, "".join(lines))
         if self.path and whole:
             put(self.notes, json.dumps({"rows": self.rows, "bytes": os.fstat(self.file).st_size,

@@ -18,12 +18,12 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while libraries load: nothing has begun
 
 import numpy as np
-from flags import settings_of
+from flags import names_of, settings_of
 from lines import open_input
 from output import Finished, Output
 from packed import MOST_BATCH, Refusal, identity, read_manifest, verify
 from predictor import Predictor
-from records import EMPTY, Form, form_of
+from records import EMPTY, NOTED, Form, form_of
 from rows import read_rows, rows_of_words
 
 # ---- settings: edit here, or for one run: --input reviews.csv --output labels.jsonl ---------------
@@ -47,7 +47,8 @@ TEXT_BYTES = 1_000_000          # bytes of a text; a longer one is an error
 WINDOW_CHARACTERS = 4_000_000  # of the texts of a window: it is closed early by long ones
 LIMITS = {"THREADS": (0, max(64, 2 * (os.cpu_count() or 1))), "BATCH_SIZE": (0, MOST_BATCH), "WINDOW": (1, 1_000_000),
           "TEXT_BYTES": (1, 100_000_000)}
-FAULTS = {errno.ENOSPC: "no space is left", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "it is too large",
+FAULTS = {errno.EBADF: "it is not open for writing",
+          errno.ENOSPC: "no space is left", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "it is too large",
           errno.EROFS: "the file system is read-only", errno.EACCES: "permission is denied",
           errno.ENAMETOOLONG: "the name is too long", errno.EIO: "the disk or stream fails"}
 
@@ -105,17 +106,18 @@ def summary(out: Output, predictor: Predictor, seconds: float, labelled: int) ->
     parts["reading and writing"] = max(seconds - sum(parts.values()), 0)
     shares = ", ".join(f"{name} {100 * spent / seconds:.0f} %" for name, spent in parts.items())
     say(f"{labelled} rows in {seconds:.1f} s, {labelled / seconds:.0f} rows/s: {shares}")
-    counts, empty, errors = out.counts, out.counts[EMPTY], out.counts[""]
+    counts, errors = out.counts, out.counts[""]
     kinds = ", ".join(f"{kind} {counts[kind]}" for kind in predictor.labels or ["value"])
     say(f"{out.rows} rows: {kinds}, {errors} error{'s' * (errors != 1)}"
-        + f", {empty} empty after cleaning" * bool(empty))
+        + f", {counts[EMPTY]} empty after cleaning" * bool(counts[EMPTY])
+        + f", {counts[NOTED]} with a note on the row" * bool(counts[NOTED]))
 
 
 def main(argv: list[str]) -> int:
     s, words = settings_of(globals(), argv, LIMITS, "texts to label; behind -- where one starts with a dash")
     if words and s["INPUT"]:
         raise Refusal(f"INPUT is {s['INPUT']}, and there are texts behind the command ({words[0]!r}): give one of both")
-    keep = [name.strip() for name in s["KEEP"].split(",") if name.strip()]
+    keep = names_of(s["KEEP"])
     if words and keep:
         raise Refusal(f"KEEP is {s['KEEP']}, but the texts behind the command ({words[0]!r}) have no columns")
     folder = Path(s["MODEL_DIR"]) if s["MODEL_DIR"] else Path(__file__).resolve().parent
@@ -126,7 +128,12 @@ def main(argv: list[str]) -> int:
         return 0
     predictor = Predictor(folder, s["THREADS"], s["BATCH_SIZE"])
     source = None if words else open_input(s["INPUT"], s["FORMAT"], s["ENCODING"], s["SEPARATOR"])
-    columns = [name.strip() for name in s["COLUMN"].split(",")] if s["COLUMN"] else predictor.texts
+    if s["COLUMN"] and source and source.form == "txt":
+        raise Refusal(f"COLUMN is {s['COLUMN']}, but {source.where} is read as a text a line: if it has columns, say "
+                      "so with --format csv, tsv or jsonl")
+    # the column of one text may have a comma in its name
+    columns = [s["COLUMN"].strip()] if s["COLUMN"] and len(predictor.texts) == 1 else names_of(s["COLUMN"])
+    columns = columns or predictor.texts
     if len(columns) != len(predictor.texts):
         raise Refusal(f"COLUMN names {len(columns)} columns; this model reads {len(predictor.texts)}: "
                       + ", ".join(predictor.texts))
@@ -141,7 +148,8 @@ def main(argv: list[str]) -> int:
     try:
         out = Output(s["OUTPUT"], reading, form, made_of, s["RESUME"], s["FORCE"])
     except Finished:
-        say(f"{s['OUTPUT']} is finished already; nothing was done (--force makes it anew)")
+        say(f"{s['OUTPUT']} is finished already; nothing was done, and the input was not compared; --force makes it "
+            "anew")
         return 0
     started = time.monotonic()
     if out.done:

@@ -164,6 +164,9 @@ class Predictor:
 
         What the model says of nothing is the same for every such text, whatever stood there.
         """
+        if isinstance(texts, str) or any((1 if isinstance(text, str) else len(text)) != len(self.texts)
+                                         for text in texts):
+            raise TypeError(f"texts must be a list of {'strings' if len(self.texts) == 1 else 'pairs of strings'}")
         started = time.perf_counter()
         cleaned = [self.clean(text) for text in texts]
         self.seconds["cleaning"] += time.perf_counter() - started

@@ -22,6 +22,8 @@ MODEL_DIR = "dist/indobert-qat-int8-smsa"  # folder that pack.py made
 INPUT = "data/incoming"         # a folder, or a glob such as "data/incoming/2026-*.csv.gz"
 COLUMN = ""                     # column or key of the text (of a pair two, with a comma), or number from 1
 KEEP = ""                       # columns or keys that are copied into each record, such as id,text
+SEPARATOR = ""                  # between the columns of every csv and tsv; "" = comma, tab
+ENCODING = "utf-8"              # of every file but .parquet, such as utf-16 or cp1252
 OUTPUT = "data/scored"          # folder of the records
 FORCE = False                   # replace records of another model or of an older file
 WORKERS = 2                     # processes that hold the model
@@ -40,12 +42,13 @@ class ScoreFile:
 
     def __init__(self, model_dir: str, s: dict):
         sys.path.insert(0, model_dir)  # predict.py and what it imports, as packed with the model
+        from flags import names_of
         from predictor import Predictor
 
         self.predictor, self.s = Predictor(Path(model_dir), s["THREADS"]), s
-        self.columns, self.keep = ([name.strip() for name in s[key].split(",") if name.strip()]
-                                   for key in ("COLUMN", "KEEP"))
-        self.columns = self.columns or self.predictor.texts
+        one = s["COLUMN"] and len(self.predictor.texts) == 1  # its column may have a comma in its name
+        self.columns = ([s["COLUMN"].strip()] if one else names_of(s["COLUMN"])) or self.predictor.texts
+        self.keep = names_of(s["KEEP"])
 
     def __call__(self, task: dict) -> dict:
         """{"path", "target", "force"} -> the same with `rows`, `errors` and `refusal`, which is "" for a whole file."""
@@ -70,6 +73,8 @@ class ScoreFile:
             return found
         except Refusal as error:
             return {**found, "refusal": str(error)}
+        except (ValueError, OverflowError, KeyError) as error:  # what pyarrow raises for a value Python cannot hold
+            return {**found, "refusal": f"{task['path']} cannot be read ({type(error).__name__}: {error})"}
         except OSError as error:  # one file that cannot be read or written is one refusal
             return {**found, "refusal": sentence_for(error) or f"{task['path']}: {error}"}
 
@@ -79,8 +84,12 @@ class ScoreFile:
         from packed import Refusal
         from rows import read_rows, row_of
 
-        if not path.endswith(".parquet"):
-            return read_rows(open_input(path, "", "utf-8", ""), self.columns, self.keep, self.s["TEXT_BYTES"])
+        if not path.lower().endswith(".parquet"):
+            table = Path(path.lower().removesuffix(".gz")).suffix in (".csv", ".tsv")
+            source = open_input(path, "", self.s["ENCODING"], self.s["SEPARATOR"] if table else "")
+            if self.s["COLUMN"] and source.form == "txt":
+                raise Refusal(f"{path} has no columns, and COLUMN is {self.s['COLUMN']}: leave it out of INPUT")
+            return read_rows(source, self.columns, self.keep, self.s["TEXT_BYTES"])
         import pyarrow
         import pyarrow.parquet
 
@@ -91,6 +100,9 @@ class ScoreFile:
         absent = [name for name in self.columns + self.keep if name not in table.schema_arrow.names]
         if absent:
             raise Refusal(f"{path} has no column {absent[0]!r}, but {', '.join(table.schema_arrow.names)}")
+        double = [name for name in self.columns + self.keep if table.schema_arrow.names.count(name) > 1]
+        if double:
+            raise Refusal(f"{path} has several columns of the name {double[0]!r}: rename all but one")
 
         def every():
             try:
@@ -187,8 +199,8 @@ def main(settings):
           f"OUTPUT {shown(output)} is the folder of INPUT: its records would be rows of the next run; name another")
     output.mkdir(parents=True, exist_ok=True)
     claim(output)
-    made = {"model": identity_of_model(model_dir), "column": COLUMN, "keep": KEEP, "window": WINDOW,
-            "text_bytes": TEXT_BYTES}
+    made = {"model": identity_of_model(model_dir), "column": COLUMN, "keep": KEEP, "separator": SEPARATOR,
+            "encoding": ENCODING, "window": WINDOW, "text_bytes": TEXT_BYTES}
     todo = tasks_to_do(tasks, made, output)
     print(f"  {len(tasks)} files, {len(tasks) - len(todo)} scored before", flush=True)
     rows = errors = 0

@@ -228,8 +228,8 @@ BAD_ROWS = {
         reads(file("a.csv", "id,text\n" + QUOTED.replace('enak 3"', "enak 3"))), 1, (),
         ("label", "label", "line 4 to 5", "label")),
     "an unclosed quote, far from the end": Case(
-        reads(file("a.csv", 'id,text\n1,enak\n2,"' + "buruk\n3," * 3000), "--text-bytes", 1000), 2,
-        ("line 3", "8000 bytes"), ("label",)),
+        reads(file("a.csv", 'id,text\n1,enak\n2,"' + "buruk\n3," * 600_000), "--text-bytes", 1000), 2,
+        ("line 3", "4000000 bytes"), ("label",)),
     "a letter behind a closed quote": Case(reads(csv_of('1,"enak"x', "2,buruk")), 1, (), ("quoting in line 2",
         "label")),
     "a quote that another row closes": Case(  # one text of 90 lines, or an error: either way it is said
@@ -267,15 +267,16 @@ BAD_ROWS = {
                                                  1, (), ("TEXT_BYTES", "label")),
     "bytes count, not characters": Case(reads(file("a.txt", "é" * 60 + "\n" + "e" * 100 + "\n"), "--text-bytes", 100),
                                         1, (), ("TEXT_BYTES", "label")),
-    "an over-long line": Case(reads(file("a.txt", b"enak " * 4000 + b"\nenak\n"), "--text-bytes", 1000), 1, (),
-                              ("longer than 8000 bytes", "label")),
-    "an over-long line at the end": Case(reads(file("a.txt", b"enak\n" + b"enak " * 4000), "--text-bytes", 1000), 1,
+    "an over-long line": Case(reads(file("a.txt", b"enak " * 900_000 + b"\nenak\n"), "--text-bytes", 1000), 1, (),
+                              ("longer than 4000000 bytes", "label")),
+    "an over-long line at the end": Case(reads(file("a.txt", b"enak\n" + b"enak " * 900_000), "--text-bytes", 1000), 1,
                                          (),
-                                         ("label", "longer than 8000 bytes")),
-    "an over-long line, csv": Case(reads(file("a.csv", b"text\nenak\n" + b"enak " * 4000 + b"\nenak\n"),
-                                         "--text-bytes", 1000), 1, (), ("label", "longer than 8000 bytes", "label")),
-    "an over-long line, jsonl": Case(reads(file("a.jsonl", b'{"x": ' + b"1" * 20_000 + b'}\n{"text": "enak"}\n'),
-                                           "--text-bytes", 1000), 1, (), ("longer than 8000 bytes", "label")),
+                                         ("label", "longer than 4000000 bytes")),
+    "an over-long line, csv": Case(reads(file("a.csv", b"text\nenak\n" + b"enak " * 900_000 + b"\nenak\n"),
+                                         "--text-bytes", 1000), 1, (), ("label", "longer than 4000000 bytes",
+                                                                        "label")),
+    "an over-long line, jsonl": Case(reads(file("a.jsonl", b'{"x": ' + b"1" * 4_100_000 + b'}\n{"text": "enak"}\n'),
+                                           "--text-bytes", 1000), 1, (), ("longer than 4000000 bytes", "label")),
     "a text of many words": Case(("enak " * 20_000,), 0, (), ("label",)),
     "nested JSON": Case(reads(jsonl_of(DEEP, '{"text": ' + DEEP, '{"text": "enak"}')), 1, (),
                         ("no JSON", "no JSON", "label")),
@@ -306,6 +307,30 @@ BAD_ROWS = {
                                                      pack="number"),
     "a pair with an empty half": Case(reads(file("a.tsv", "a\tb\nenak\t\n\tenak\nenak\tburuk\n")), 1, ("2 errors",),
                                       ("empty text", "empty text", "label"), pack="pairs"),
+    "an unclosed quote, rows of several shapes": Case(
+        reads(csv_of("1,enak", '2,"buruk', "3,bagus, tapi mahal", *("4,enak",) * 20, '5,layar 14"', "6,enak")), 1, (),
+        ("label", "a quote is not closed", "label")),
+    "an unclosed quote, closed soon": Case(reads(csv_of('1,"enak', "2,buruk", "3,bagus", '4,layar 14"', "5,enak")), 1,
+                                           (),
+                                           ("line 2 to 5", "label")),
+    "an unclosed quote, one column": Case(  # it may be a long text: labelled, but noted
+        reads(file("a.csv", 'text\n"enak\n' + "buruk\n" * 20 + 'layar 14"\nenak\n')), 0, ("1 with a note",),
+        ({"label": ..., "note": "runs from line 2 to 23"}, "label")),
+    "a review of many lines": Case(
+        reads(csv_of('1,"' + "\n".join(f"{i}. kamar bersih, staf ramah" for i in range(11)) + '"', "2,enak")), 0, (),
+        ({"label": ..., "note": "runs from"}, "label")),
+    "a line break without quotes": Case(reads(file("a.csv", "id,text,rating\n1,baris satu\nbaris dua,5\n2,buruk,1\n")),
+                                        0, ("2 with a note",), ({"note": "has 2 columns"}, {"note": "has 2 columns"},
+                                                               "label")),
+    "quotes in a tsv": Case(reads(file("a.tsv", 'id\ttext\trating\n1\t"baris satu\nbaris dua"\t5\n2\tburuk\t1\n')), 1,
+                            (), ("--format csv --separator", "label", "label")),
+    "a key to keep that is not UTF-8": Case(reads(file("a.csv", b"nama,text\nCaf\xe9,enak\n"), "--keep", "nama"), 1,
+                                            (),
+                                            ("UTF-8",)),
+    "a kept cell that is left out": Case(reads(file("a.csv", "id,text,catatan\n1,enak\n2,buruk,x\n"), "--keep",
+                                               "id,catatan"), 0, (), ({"id": "1", "catatan": "", "label": ...},
+                                                                      {"catatan": "x"})),
+    "trailing separators": Case(reads(csv_of("1,enak,,", "2,buruk,")), 0, (), ("label",) * 2),
     "a carriage return within a text": Case(reads(file("a.txt", "enak\rsekali\nburuk\n")), 0, (), ("label",) * 2),
     "a carriage return far before the first line end": Case(
         reads(file("a.txt", "enak\rsekali " + "enak " * 4000 + "\nburuk\n")), 0, (), ("label",) * 2),
@@ -350,6 +375,25 @@ BAD_FILES = {
     "two gzips in one": Case(reads(file("a.txt.gz", gzip.compress(b"enak\n") * 2)), 0, (), ("label",) * 2),
     "no gzip": Case(reads(file("a.csv.gz", "text\nenak\n")), 2, ("is no gzip", ".gz")),
     "a gzip that is not called so": Case(reads(file("a.txt", gzip.compress(b"enak\n"))), 1, (), None),
+    "columns of a txt": Case(reads(file("a.txt", "id\tulasan\n1\tenak\n"), "--column", "ulasan"), 2, ("--format",)),
+    "columns of standard input": Case(("--column", "ulasan"), 2, ("standard input", "--format"),
+                                      stdin=file("r.csv", "id,ulasan\n1,enak\n")),
+    "JSON lines as standard input": Case((), 2, ("--format jsonl",), stdin=file("r", '{"text": "enak"}\n')),
+    "JSON lines as standard input, said": Case(("--format", "jsonl"), 0, (), ("label",),
+                                               stdin=file("r", '{"text": "enak"}\n')),
+    "semicolons and commas without a header": Case(reads(file("a.csv", "1;enak, sekali\n2;buruk\n"), "--column", "2"),
+                                                   2,
+                                                   ("--separator ';'", "--separator ','")),
+    "the line sep=;": Case(reads(file("a.csv", "sep=;\r\nid;text\r\n1;enak\r\n")), 0, (), ("label",)),
+    "a mark in UTF-16 of a known end": Case(reads(file("a.csv", "\ufefftext\nenak\n".encode("utf-16-le")),
+                                                  "--encoding",
+                                                  "utf-16-le"), 0, (), ("label",)),
+    "UTF-8 by another name": Case(reads(file("a.csv", b"\xef\xbb\xbftext\ncaf\xe9\nenak\n"), "--encoding",
+                                        "utf-8-sig"), 1,
+                                  (), ("UTF-8", "label")),
+    "a header whose quoting breaks": Case(reads(file("a.csv", 'id,"text"x\n1,enak\n')), 2, ("line 1", "quoting")),
+    "a blank first line, no header": Case(reads(file("a.csv", "\n1,enak\n"), "--column", "2"), 1, (),
+                                          ("empty line", "label")),
     "an empty csv": Case(reads(file("a.csv", "")), 2, ("no column 'text'",)),
     "an empty txt": Case(reads(file("a.txt", "")), 0, ("0 rows",), ()),
     "an empty jsonl": Case(reads(file("a.jsonl", "")), 0, ("0 rows",), ()),
@@ -376,17 +420,28 @@ COLUMNS = {
     "column 0": Case(reads(csv_of("1,enak"), "--column", "0"), 2, ("no column '0'",)),
     "column -1": Case(reads(csv_of("1,enak"), "--column", "-1"), 2, ("no column '-1'",)),
     "column beyond the row": Case(reads(csv_of("1,enak"), "--column", "7"), 1, (), ("no number 7",) * 2),
-    "column ,": Case(reads(csv_of("1,enak"), "--column", ","), 2, ("COLUMN names 2",)),
+    "column ,": Case(reads(csv_of("1,enak"), "--column", ","), 2, ("no column ','",)),
     "a column that is no UTF-8": Case(reads(csv_of("1,enak"), "--column", b"\xe9"), 2, ("no column",)),
     "a header that is a number": Case(reads(file("a.csv", ",0\n0,enak\n1,buruk\n"), "--column", "0"), 0, (),
                                       ("label",) * 2),
     "a cell that is the column's number": Case(  # labels 0 and 1 behind the texts: text 1 or header 1?
         reads(file("a.tsv", "bagus sekali\t1\nburuk\t0\n"), "--column", "1"), 2, ("column",)),
+    "a number that is a cell": Case(reads(file("a.csv", "1,enak\n2,buruk\n"), "--column", "2", "--keep", "1"), 2,
+                                    ("#1",)),
+    "a number that is a cell, said": Case(reads(file("a.csv", "1,enak\n2,buruk\n"), "--column", "2", "--keep", "#1"),
+                                          0,
+                                          (), ({"#1": "1", "label": ...}, {"#1": "2"})),
+    "a comma in a column's name": Case(reads(file("a.csv", '"Bagaimana, menurut Anda?",id\nenak,7\n'), "--column",
+                                             "Bagaimana, menurut Anda?"), 0, (), ("label",)),
+    "a comma in a name to keep": Case(reads(file("a.csv", '"a, b",text\n7,enak\n'), "--keep", '"a, b"'), 0, (),
+                                      ({"a, b": "7"},)),
+    "12,000 columns": Case(reads(file("a.tsv", "\t".join(["text", *("c",) * 12_000]) + "\nenak\n")), 0, (), ("label",
+        )),
     "one column for a pair": Case(reads(file("a.csv", "a,b\nenak,buruk\n"), "--column", "a"), 2,
                                   ("this model reads 2",),
                                   pack="pairs"),
     "two columns for one text": Case(reads(file("a.csv", "a,b\nenak,buruk\n"), "--column", "a,b"), 2,
-                                     ("this model reads 1",)),
+                                     ("no column 'a,b'",)),
     "a pair of a txt": Case(reads(file("a.txt", "enak\n")), 2, ("no columns",), pack="pairs"),
     "a pair of JSON without one": Case(reads(jsonl_of('{"a": "enak"}', '{"a": "enak", "b": "buruk"}')), 1, (),
                                        ("no key 'b'", "label"), pack="pairs"),
@@ -529,6 +584,7 @@ OUTPUTS = {
     "output of 300 characters": Case(("enak", "--output", "o" * 300 + ".jsonl"), 2, ("too long",)),
     "output whose part has 256 characters": Case(("enak", "--output", at("o" * 245 + ".jsonl")), 2, ("too long",)),
     "standard output full": Case(reads(file("a.txt", ROWS)), 2, ("no space is left",), stdout="/dev/full"),
+    "standard output for reading": Case(("enak",), 2, ("not open for writing",), before="import os; os.dup2(0, 1)"),
     "standard output closed": Case(("enak",), 2, ("standard output is closed", "--output"), stdout="closed"),
     "standard output closed, but --output": Case(writes(at("o.jsonl")), 0, ("20 rows",), stdout="closed"),
     "standard input closed": Case((), 2, ("standard input is closed", "--input"), stdin="closed"),
@@ -560,7 +616,7 @@ OUTPUTS = {
                                     changed=GONE),
     "a part exists, tsv, --resume": Case(goes_on(begun(name="o.tsv")), 0, ("resuming behind row 12",),
                                          changed=("o.tsv.part", "o.tsv.part.json")),
-    "a part and an output": Case(goes_on(begun(beside)), 2, ("exists already", "--force")),
+    "a part and an output": Case(goes_on(begun(beside)), 2, ("exists already", "--resume --force")),
     "a part and an output, --force": Case(goes_on(begun(beside), "--force"), 0, ("20 rows",), changed=("o.jsonl",
         *GONE)),
     "a part without notes": Case(goes_on(begun(lambda part, mark: mark.unlink())), 2,
@@ -570,7 +626,7 @@ OUTPUTS = {
                                     ("o.jsonl.part", "--force")),
     "resumed with another window": Case(goes_on(begun(), "--window", 5), 2, ("another window (4, now 5)",)),
     "resumed with another batch size": Case(goes_on(begun(), "--batch-size", 3), 2, ("another batch_size",)),
-    "resumed with another column": Case(goes_on(begun(), "--column", "x"), 2, ("another column",)),
+    "resumed with a column": Case(goes_on(begun(), "--column", "x"), 2, ("COLUMN is x", "--format")),
     "resumed with another encoding": Case(goes_on(begun(), "--encoding", "latin-1"), 2, ("another encoding",)),
     "resumed with another longest text": Case(goes_on(begun(), "--text-bytes", 99), 2, ("another text_bytes",)),
     "resumed with another format": Case(goes_on(begun(), "--format", "tsv", "--column", "1"), 2, ("another",)),
@@ -584,6 +640,10 @@ OUTPUTS = {
     **{f"notes {text!r}": Case(goes_on(begun(lambda part, mark, text=text: mark.write_text(text))), 2,
                                ("o.jsonl.part", "--force")) for text in ("[]", "5", "null", "{}", "{",
                                                                          '{"made_of": 5}')},
+    "notes of another kind": Case(writes(at("o.jsonl"), also(file("o.jsonl.part.json", "precious"))), 2,
+                                  ("part.json is not what", "move it away")),
+    "notes to come of another kind": Case(writes(at("o.jsonl"), also(file("o.jsonl.part.json.new", "precious"))), 2,
+                                          ("part.json.new is not what", "move it away")),
     "notes of no bytes": Case(goes_on(begun(lambda part, mark: mark.write_text(""))), 2, ("o.jsonl.part", "--force")),
     "notes of other bytes": Case(goes_on(begun(lambda part, mark: mark.write_bytes(b"\xff\xfe\0\0"))), 2,
                                  ("o.jsonl.part", "--force")),
@@ -757,3 +817,23 @@ def test_a_pipe_that_cannot_take_all_at_once(packs, warm, tmp_path):
     ended = warm.end(child)
     assert "Traceback" not in ended.err, ended.err
     assert (ended.status, records) == (0, 2000) or ended.status == 2
+
+
+def test_an_output_that_is_a_link_stays_one(packs, warm, tmp_path):
+    """The file that it points to is replaced."""
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "o.jsonl").write_text("old")
+    (tmp_path / "o.jsonl").symlink_to(tmp_path / "far" / "o.jsonl")
+    ended = warm(packs["minimal"], "enak", "--output", tmp_path / "o.jsonl", "--force")
+    assert ended.status == 0, ended
+    assert (tmp_path / "o.jsonl").is_symlink()
+    assert "label" in (tmp_path / "far" / "o.jsonl").read_text()
+
+
+def test_a_label_with_the_name_of_a_column(warm, tmp_path):
+    """A TSV would have two of them."""
+    pack = make_pack(tmp_path / "pack", labels=("row", "error", "a\tb"))
+    ended = warm(pack, "enak", "--output", tmp_path / "o.tsv")
+    assert ended.status == 2
+    assert "'row'" in ended.err and ".jsonl" in ended.err
+    assert warm(pack, "enak", "--output", tmp_path / "o.jsonl").status == 0

@@ -13,9 +13,9 @@ from lowbit.measure.session import Session
 LABELS = ("positive", "neutral", "negative")
 
 
-def run_benchmark(name: str, *flags, fresh: bool = False) -> str:
-    """What a benchmark prints; `fresh` for those whose training steps run in processes that Python spawns."""
-    done = run_stage_script(name, *flags, folder="benchmarks", fresh=fresh)
+def run_benchmark(name: str, *flags) -> str:
+    """What a benchmark prints."""
+    done = run_stage_script(name, *flags, folder="benchmarks")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -41,7 +41,7 @@ SHORT = ("--rounds", 2, "--runs", 2)
 def test_int8_at_the_size_of_an_encoder(tiny_model, small_data, results):
     """Sizes, latencies by turns, feeding of texts, training steps."""
     said = run_benchmark("bert_base_int8.py", "--indobert-dir", tiny_model, "--data-dir", small_data,
-                         "--run", new_run(), *SHORT, "--steps", 1, fresh=True)
+                         "--run", new_run(), *SHORT, "--steps", 1)
     found = results("bert_base_int8.json")
     assert list(found["latency"]) == ["1x32", "1x128", "16x64", "16x128"]
     for shapes in found["latency"].values():

@@ -5,11 +5,11 @@ Writes  models/<RUN>/                       model_qat.pth, config.json, tokenize
 Next    export_to_onnx.py
 """
 from lowbit.int8.arithmetic import is_learned, simulate, step_dtype
-from lowbit.int8.calibration import calibrate_scales, observed_ranges, range_lines
-from lowbit.int8.learned import refuse_lost_scales
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
+from lowbit.training.calibration import calibrate_scales, observed_ranges, range_lines
 from lowbit.training.fine_tune import fine_tune
+from lowbit.training.lsq import refuse_lost_scales
 
 # ---- settings: edit here, or for one run: --num-epochs 1 -----------------------------------------
 RUN = "indobert-qat-int8-smsa"  # folder under models/ shared by the four stages

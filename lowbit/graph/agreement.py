@@ -6,24 +6,53 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from lowbit.data.tokens import Row, pad
 from lowbit.graph.names import QUANTIZED_TABLE, module_of, operand_of, parameter_of
 
+UNPACKING = {"Cast", "Gather", "Reshape", "Slice"}  # what packed weights go through
+
+
+def constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+    """Name -> array of every initializer, and of what UNPACKING makes of them by ONNX's own reference."""
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in UNPACKING and all(name in values for name in node.input):
+            given = {name: values[name] for name in node.input}
+            values[node.output[0]] = ReferenceEvaluator(node).run(None, given)[0]
+    return values
+
 
 def stored_tensors(path: Path) -> dict[str, np.ndarray]:
-    """What an INT8 file computes on: `<module>.<tensor>.<part>` -> array, weights in PyTorch's orientation.
+    """What an INT8 file computes on, weights unpacked: `<module>.<tensor>.<part>` -> array, in PyTorch's orientation.
 
-    Parts are `integers` of a weight or table, and, where a product or look-up has Q/DQ pairs, `scale` and `zero_point`
-    of its weight, its `input`, or attention's `query`, `key`, `probabilities`, `value`. A product on floats has none.
+    Parts are `integers` of a weight or table, `scale` of a weight that MatMulInteger takes or of a table's rows, and,
+    where a product or look-up has Q/DQ pairs, `scale` and `zero_point` of its weight, its `input`, or attention's
+    `query`, `key`, `probabilities`, `value`. A product on floats has none.
     """
     graph = onnx.load(path).graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    maker = {output: node for node in graph.node for output in node.output}
+    values = constants(graph)
+    maker = {output: node for node in graph.node for output in node.output if output not in values}
+    takers = {name: node for node in graph.node for name in node.input}
     found = {}
 
     def value(name):
-        return numpy_helper.to_array(tensors[name])
+        return values[name]
+
+    def scale_of_product(node):
+        """Of MatMulInteger -> Cast -> Mul by (input's scale * weight's scale)."""
+        scaled = takers[takers[node.output[0]].output[0]]
+        factor = maker.get(next((name for name in scaled.input if takers[node.output[0]].output[0] != name), None))
+        return next((values[name] for name in factor.input if name in values), None) if factor else None
+
+    def rows_of_table(node):
+        """(integers, scale a row) of Mul(Cast(Gather(table)), Gather(scales)), or None."""
+        cast, scales = (maker.get(name) for name in node.input)
+        rows = maker.get(cast.input[0]) if cast is not None and cast.op_type == "Cast" else None
+        looked_up = [made is not None and made.op_type == "Gather" and made.input[0] in values
+                     for made in (rows, scales)]
+        return (value(rows.input[0]), value(scales.input[0])[:, 0]) if all(looked_up) else None
 
     def dequantized(name, node):
         if node is None or node.op_type != "DequantizeLinear":
@@ -42,6 +71,9 @@ def stored_tensors(path: Path) -> dict[str, np.ndarray]:
         module = module_of(node)
         if node.op_type == "MatMulInteger":
             found[f"{module}.weight.integers"] = value(node.input[1]).T
+            found[f"{module}.weight.scale"] = scale_of_product(node)
+        elif node.op_type == "Mul" and rows_of_table(node):
+            found[f"{module}.weight.integers"], found[f"{module}.weight.scale"] = rows_of_table(node)
         elif node.op_type == "Gather" and node.input[0].endswith(QUANTIZED_TABLE):
             found[f"{module}.weight.integers"] = value(node.input[0])
         elif node.op_type == "DequantizeLinear" and maker.get(node.input[0], node).op_type == "Gather":

@@ -8,6 +8,8 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
+from lowbit.graph.names import LOOK_UP
+
 INTEGER_PRODUCTS = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm",
                     "QAttention"}
 INT8_STEPS = 4  # accuracy_level at which MatMulNBits quantizes its input and multiplies integers
@@ -32,9 +34,11 @@ def census(path: Path) -> dict:
 
     `linear` are products with a stored weight, `attention` products of two activations, `embedding` look-ups
     in a stored table. Each is {"integer": n, "float": n}; `float_nodes` maps a node's name to why it is float.
+    `packed` counts weights and tables that the file stores several to a byte: {"stored": n, "unpacked_at_load": n}.
     """
     graph = optimised_graph(path)
-    stored = {tensor.name: tensor.data_type for tensor in graph.initializer if len(tensor.dims) >= 2}
+    stored = {tensor.name: tensor.data_type for tensor in graph.initializer
+              if len(tensor.dims) >= 2 and tensor.dims[-1] > 1}  # a column holds the scales of a table's rows
     dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     counts = {kind: {"integer": 0, "float": 0} for kind in ("linear", "attention", "embedding")}
     why, operators = {}, Counter(node.op_type for node in graph.node)
@@ -57,7 +61,10 @@ def census(path: Path) -> dict:
             counts["embedding"]["integer" if integer else "float"] += 1
             if not integer:
                 why[node.name] = "its table is stored as a float"
-    return {**counts, "float_nodes": why, "operators": dict(operators.most_common())}
+    stored, left = (sum(node.op_type == "Gather" and node.input[0].startswith(LOOK_UP) for node in nodes)
+                    for nodes in (onnx.load(path, load_external_data=False).graph.node, graph.node))
+    packed = {"stored": stored, "unpacked_at_load": stored - left}
+    return {**counts, "packed": packed, "float_nodes": why, "operators": dict(operators.most_common())}
 
 
 def linear_bytes(path: Path) -> int:
@@ -84,6 +91,12 @@ def census_lines(result: dict) -> list[str]:
     names = {"linear": "Linear layers", "attention": "attention products", "embedding": "embedding look-ups"}
     lines = [f"  {names[kind]}: {result[kind]['integer']} on integers, {result[kind]['float']} on floats"
              for kind in names]
+    packed = result.get("packed", {"stored": 0})
+    if packed["stored"]:
+        lines.append(f"  {packed['unpacked_at_load']} of {packed['stored']} packed weights are unpacked when the "
+                     "session is made, none of it at run time" if packed["stored"] == packed["unpacked_at_load"] else
+                     f"  {packed['unpacked_at_load']} of {packed['stored']} packed weights are unpacked when the "
+                     "session is made, the others in every run")
     return lines + [f"    {count} stay float: {reason}" for reason, count in
                     Counter(result["float_nodes"].values()).items()]
 

@@ -14,7 +14,7 @@ from lowbit.data.tokens import INPUT_NAMES, load_reader
 from lowbit.graph.inputs import CHECKED_SHAPES, sample_inputs
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import atomic_folder, claim, external_data, file_bytes, publish, run_dir, shown
-from lowbit.pipeline.manifest import record, recorded
+from lowbit.pipeline.manifest import record, recorded, stages_of
 from lowbit.training.encoder import RUN_FILES, load_run, longest_input
 from lowbit.training.weights import WEIGHTS, load_weights
 
@@ -127,15 +127,23 @@ def export_checked(run: Path, weights: str, path: Path, opset: int) -> None:
           f"length {min(s[1] for s in CHECKED_SHAPES)} to {max(s[1] for s in CHECKED_SHAPES)}, with padding)")
 
 
-def export_run(settings: dict, stage: str, train_stage: str) -> Path:
-    """Stage 2 for every precision: model_qat.pth -> model_qat.onnx, checked against PyTorch; returns the folder."""
+def export_run(settings: dict, stage: str, train_stage: str, more: dict[str, str] | None = None) -> Path:
+    """Stage 2 for every precision: model_qat.pth -> model_qat.onnx, checked against PyTorch; returns the folder.
+
+    `more` maps the names of other weights that the training may have written to those of their graphs.
+    """
     folder = run_dir(settings["RUN"])
     claim(folder)
     read = recorded(folder, train_stage, WEIGHTS, *RUN_FILES)
+    written = stages_of(folder)[train_stage]["writes"]
+    graphs = {WEIGHTS: ONNX} | {name: graph for name, graph in (more or {}).items() if name in written}
+    read += recorded(folder, train_stage, *(name for name in graphs if name != WEIGHTS))
     check_opset(settings["OPSET"])
     with atomic_folder(folder) as scratch:
-        export_checked(folder, WEIGHTS, scratch / ONNX, settings["OPSET"])
+        for weights, graph in graphs.items():
+            export_checked(folder, weights, scratch / graph, settings["OPSET"])
         names = publish(scratch)
     record(folder, stage, settings, read, names)
-    print(f"wrote {shown(folder / ONNX)} ({file_bytes(folder / ONNX) / 1e6:.1f} MB)")
+    for graph in graphs.values():
+        print(f"wrote {shown(folder / graph)} ({file_bytes(folder / graph) / 1e6:.1f} MB)")
     return folder

@@ -4,6 +4,7 @@ import onnx
 
 ROOT = "/model/"  # torch's exporter puts the path of a module before its nodes: /model/bert/pooler/dense/Gemm
 PARAMETER = "model."  # and this before a parameter that no operator changed: model.bert.pooler.dense.bias
+LOOK_UP = "levels_of_a_byte"  # start of the constants that packed weights are looked up in, one a number of bits
 QUANTIZED_TABLE = "_quantized"  # ONNX Runtime's dynamic quantizer ends an integer initializer's name so
 
 

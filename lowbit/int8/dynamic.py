@@ -11,68 +11,8 @@ Gradients pass rounding unchanged (straight-through, Bengio et al. 2013, arXiv:1
 import torch
 from torch import nn
 
+from lowbit.training.integer_linear import IntegerLinear, dynamic_range, to_integers
 from lowbit.training.straight_through import StraightThrough
-
-
-def _to_integers(x, scale, low=None, high=None):
-    """round(x / scale), half to even, clamped if bounds are given: floats holding integers, zero point removed.
-
-    Divides as ONNX QuantizeLinear does: a product with 1 / scale differs at ties.
-    """
-    integers = (x / scale).round_()
-    return integers if low is None else integers.clamp_(low, high)
-
-
-
-
-def _scaled_product(left, right, scale):
-    """(left @ right) * scale for 2-D operands; the matrix kernel scales its sums itself, no further pass over them."""
-    return torch.addmm(left.new_zeros(()), left, right, beta=0, alpha=float(scale))
-
-
-class _IntegerLinear(torch.autograd.Function):
-    """x [..., in] and weight [out, in] to integers, their product scaled once, bias [out] added: [..., out].
-
-    One node for autograd: scales go into the products, forward and backward, instead of passes over the tensors.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, scale, zero_point, weight_scale_):
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-        rows = x.reshape(-1, x.shape[-1]).float()
-        x_int = _to_integers(rows, scale, -zero_point, 255 - zero_point).to(dtype)
-        weight_int = _to_integers(weight, weight_scale_).to(dtype)  # |weight| <= bound * scale: nothing to clamp
-        ctx.save_for_backward(x_int, weight_int, scale, weight_scale_)
-        ctx.shape, ctx.has_bias = x.shape, bias is not None
-        bias = x_int.new_zeros(()) if bias is None else bias.to(dtype)
-        with torch.autocast(device, enabled=False):
-            if weight_scale_.ndim:  # per channel: one factor an output
-                y = (x_int @ weight_int.T).mul_(scale * weight_scale_.view(-1)).add_(bias)
-            else:
-                y = torch.addmm(bias, x_int, weight_int.T, alpha=float(scale * weight_scale_))
-        return y.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x_int, weight_int, scale, weight_scale_ = ctx.saved_tensors
-        rows = gradient.reshape(-1, gradient.shape[-1]).to(weight_int.dtype)
-        to_weight = _scaled_product(rows.T, x_int, scale).float()
-        to_bias = rows.sum(0, dtype=torch.float32) if ctx.has_bias else None
-        if weight_scale_.ndim:
-            to_x = (rows * weight_scale_.view(-1)).to(rows.dtype) @ weight_int
-        else:
-            to_x = _scaled_product(rows, weight_int, weight_scale_)
-        return to_x.view(ctx.shape), to_weight, to_bias, None, None, None
-
-
-def dynamic_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale, zero_point) of DynamicQuantizeLinear for a whole tensor: uint8, range widened to hold zero."""
-    low, high = torch.aminmax(x.detach())
-    low, high = low.clamp(max=0), high.clamp(min=0)
-    scale = (high - low) / 255
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return scale, (-low / scale).round()
 
 
 def weight_scale(weight: torch.Tensor, per_channel: bool, reduce_range: bool) -> torch.Tensor:
@@ -103,14 +43,16 @@ class DynamicQuantLinear(nn.Linear):
     reduce_range = False
 
     def forward(self, x):
-        return _IntegerLinear.apply(x, self.weight, self.bias, *dynamic_range(x.float()),
-                                    weight_scale(self.weight, self.per_channel, self.reduce_range))
+        scale = weight_scale(self.weight, self.per_channel, self.reduce_range)
+        integers = to_integers(self.weight.detach(), scale)  # |weight| <= bound * scale: nothing to clamp
+        return IntegerLinear.apply(x, StraightThrough.apply(self.weight, integers), self.bias,
+                                   *dynamic_range(x.float()), scale)
 
     @torch.no_grad()
     def stored(self) -> dict[str, torch.Tensor]:
         """What the file stores: the int8 weight [out, in]."""
         scale = weight_scale(self.weight, self.per_channel, self.reduce_range)
-        return {"weight.integers": _to_integers(self.weight, scale).to(torch.int8)}
+        return {"weight.integers": to_integers(self.weight, scale).to(torch.int8)}
 
 
 class QuantEmbedding(nn.Embedding):
@@ -119,14 +61,14 @@ class QuantEmbedding(nn.Embedding):
     def forward(self, ids):
         scale, zero_point = embedding_range(self.weight)
         rows = super().forward(ids)
-        rounded = _to_integers(rows.detach(), scale, -zero_point, 255 - zero_point) * scale
+        rounded = to_integers(rows.detach(), scale, -zero_point, 255 - zero_point) * scale
         return StraightThrough.apply(rows, rounded)
 
     @torch.no_grad()
     def stored(self) -> dict[str, torch.Tensor]:
         """What the file stores: the uint8 table [rows, width]."""
         scale, zero_point = embedding_range(self.weight)
-        integers = _to_integers(self.weight, scale, -zero_point, 255 - zero_point) + zero_point
+        integers = to_integers(self.weight, scale, -zero_point, 255 - zero_point) + zero_point
         return {"weight.integers": integers.to(torch.uint8)}
 
 

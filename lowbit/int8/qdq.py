@@ -7,37 +7,16 @@ pairs are merged again if they name the same tensors), and no product has rank 2
 float Gemm). OpenVINO and TensorRT take the same graph: both inputs of every MatMul are dequantized.
 """
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from lowbit.graph.names import dequantized, module_of
-from lowbit.int8.learned import ActivationQuantizer, LearnedQuantLinear, SymmetricQuantEmbedding
+from lowbit.graph.writer import GraphWriter
+from lowbit.int8.learned import LearnedQuantLinear, SymmetricQuantEmbedding
 
 
-@dataclass
-class _Writer:
-    """Nodes and constants of the graph that is being made; names start with those of the model's modules."""
-
-    nodes: list = field(default_factory=list)
-    constants: list = field(default_factory=list)
-
-    def constant(self, name: str, value: np.ndarray) -> str:
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
-        return name
-
-    def node(self, operator: str, inputs: list[str], output: str, name: str, **attributes) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
-        return output
-
-    def activation(self, x: str, path: str, quantizer: ActivationQuantizer) -> str:
-        """A Q/DQ pair of its own for tensor x; returns the dequantized tensor."""
-        scaling = [self.constant(f"{path}/scale", quantizer.scale.detach().numpy()),
-                   self.constant(f"{path}/zero_point", quantizer.zero_point.numpy())]
-        integers = self.node("QuantizeLinear", [x, *scaling], f"{path}/quantized", f"{path}/QuantizeLinear")
-        return self.node("DequantizeLinear", [integers, *scaling], dequantized(path), f"{path}/DequantizeLinear")
+class _Writer(GraphWriter):
+    """GraphWriter with the layers of the learned file; names start with those of the model's modules."""
 
     def stored(self, path: str, module) -> list[str]:
         """Integers, scale and zero point of a weight [in, out] or a table [rows, width]."""
@@ -60,13 +39,6 @@ class _Writer:
         if gemm:
             total = self.node("Add", [product, node.input[2]], f"{path}/sum", f"{path}/Add")
             self.node("Squeeze", [total, axis], output, f"{path}/Squeeze")
-
-    def product(self, node: onnx.NodeProto, path: str, quantizers) -> None:
-        """One of attention's two products, of activations."""
-        names = ("probabilities", "value") if "Softmax" in node.input[0] else ("query", "key")
-        inputs = [self.activation(x, f"{path}/{name}", quantizers[name])
-                  for x, name in zip(node.input, names, strict=True)]
-        self.node("MatMul", inputs, node.output[0], node.name)
 
     def embedding(self, node: onnx.NodeProto, path: str, module: SymmetricQuantEmbedding) -> None:
         """Rows are looked up as integers, and only these are dequantized."""
@@ -99,8 +71,4 @@ def quantize(exported: onnx.ModelProto, model) -> onnx.ModelProto:
         wanted.discard(name)
     if wanted:
         raise RuntimeError(f"the exported graph has no product for {', '.join(sorted(wanted))}")
-    used = {name for node in writer.nodes for name in node.input}
-    kept = [tensor for tensor in exported.graph.initializer if tensor.name in used]
-    graph = helper.make_graph(writer.nodes, exported.graph.name, exported.graph.input, exported.graph.output,
-                              [*kept, *writer.constants])
-    return helper.make_model(graph, opset_imports=exported.opset_import, ir_version=exported.ir_version)
+    return writer.model(exported)

@@ -71,7 +71,7 @@ def csv_text(files: dict, *heads: str) -> str:
 def write_report(folder: Path, results: dict, reports: dict[str, str], ranges: dict | None = None) -> list[str]:
     """results.json, results.csv, classification_report.txt and pictures of stage 4; returns their names.
 
-    With learned activation `ranges` (int8.calibration.observed_ranges) also activation_ranges.png.
+    With learned activation `ranges` (training.calibration.observed_ranges) also activation_ranges.png.
     """
     with atomic_folder(folder) as scratch:
         write_json(scratch / RESULTS, results)

@@ -11,14 +11,15 @@ from lowbit.pipeline.files import shown
 WEIGHTS = "model_qat.pth"
 
 
-def save_state(model: torch.nn.Module, folder: Path) -> None:
-    """Write model_qat.pth: the plain state dict, loadable with weights_only."""
+def save_state(model: torch.nn.Module, folder: Path, name: str = WEIGHTS) -> None:
+    """Write model_qat.pth, or another name: the plain state dict, loadable with weights_only."""
     torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
-               folder / WEIGHTS)
+               folder / name)
+
 
 # state that fake-quantization modules (ours and torch.ao's) leave in a state dict; the FP32 graph has no use for it
 FAKE_QUANT_STATE = ("activation_post_process.", "weight_fake_quant.", "fake_quant_enabled", "observer_enabled",
-                    ".quantizer.", ".quantizers.")
+                    ".quantizer.", ".quantizers.", ".log_scale")
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:

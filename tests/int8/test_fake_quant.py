@@ -12,7 +12,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lowbit.int8.dynamic import dynamic_range, simulate
+from lowbit.int8.dynamic import simulate
+from lowbit.training.integer_linear import dynamic_range
 
 ARITHMETIC = [pytest.param(False, False, id="per-tensor"), pytest.param(True, False, id="per-channel"),
               pytest.param(False, True, id="7-bit"), pytest.param(True, True, id="7-bit-per-channel")]

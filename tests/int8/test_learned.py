@@ -31,13 +31,14 @@ from lowbit.data.tokens import TextReader, pad
 from lowbit.data.tsv import read_split
 from lowbit.graph.census import census, openvino_kernels, openvino_lines
 from lowbit.int8 import arithmetic as int8
-from lowbit.int8.calibration import SHRINKAGE, calibrate_scales, observed_ranges
-from lowbit.int8.learned import ActivationQuantizer, quantizers, refuse_lost_scales, simulate
+from lowbit.int8.learned import simulate
 from lowbit.measure import session as sessions
 from lowbit.measure.evaluate import batch_dependence
 from lowbit.measure.session import Session
 from lowbit.pipeline.errors import UserError
+from lowbit.training.calibration import SHRINKAGE, calibrate_scales, observed_ranges
 from lowbit.training.encoder import load_pretrained
+from lowbit.training.lsq import ActivationQuantizer, quantizers, refuse_lost_scales
 
 LEARNED = ("--activation-ranges", "learned")
 VARIANTS = {"int8": (), "uint8": ("--target", "onnxruntime"), "per channel": ("--per-channel",),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lowbit.data.tokens import Row
-from lowbit.int8.learned import quantizers
+from lowbit.training.lsq import quantizers
 from lowbit.training.observe import observe
 
 SHRINKAGE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # shares of the observed range that calibration tries

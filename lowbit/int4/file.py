@@ -1,0 +1,117 @@
+"""From the FP32 graph to weights packed at their bits, which the runtime unpacks once, when it makes the session.
+
+    INT8 weight = Reshape(Gather(table [256, weights a byte] of INT8, Cast(bytes, INT32)))
+
+All of it is constant, so that ONNX Runtime and OpenVINO fold it and run the graph of an INT8 file: counted in the graph
+as ONNX Runtime optimises it, and equal to the last bit. The bit operators fold in ONNX Runtime alone (OpenVINO computes
+them wrongly), DequantizeLinear of 4-bit weights in neither; the look-up takes any levels, with operators of opset 13.
+"""
+
+import numpy as np
+import onnx
+
+from lowbit.graph.names import LOOK_UP, dequantized, module_of
+from lowbit.graph.writer import GraphWriter
+from lowbit.int4.levels import LEVELS, Levels, pack, table_of
+
+
+class _Writer(GraphWriter):
+    """GraphWriter with packed weights, and the layers of both modes."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables, self.quantized = set(), {}
+
+    def unpacked(self, path: str, integers: np.ndarray, levels: Levels) -> str:
+        """The INT8 tensor of levels [rows, columns], stored packed where several share a byte."""
+        if levels.a_byte == 1:
+            return self.constant(f"{path}/integers", integers)
+        table = f"{LOOK_UP}_{levels.base}"
+        if table not in self.tables:
+            self.tables.add(table)
+            self.constant(table, table_of(levels))
+        packed = pack(integers, levels)
+        index = self.node("Cast", [self.constant(f"{path}/packed", packed)], f"{path}/index", f"{path}/Cast",
+                          to=onnx.TensorProto.INT32)
+        looked_up = self.node("Gather", [table, index], f"{path}/levels", f"{path}/Gather")
+        shape = self.constant(f"{path}/shape", np.array([len(packed), -1], np.int64))
+        whole = packed.shape[1] * levels.a_byte == integers.shape[1]
+        rows = self.node("Reshape", [looked_up, shape], f"{path}/integers" if whole else f"{path}/filled",
+                         f"{path}/Reshape")
+        if whole:
+            return rows
+        edges = [self.constant(f"{path}/{name}", np.array([value], np.int64))
+                 for name, value in (("start", 0), ("end", integers.shape[1]), ("axis", 1))]
+        return self.node("Slice", [rows, *edges], f"{path}/integers", f"{path}/Slice")
+
+    def linear(self, node: onnx.NodeProto, path: str, module, stored: dict[str, np.ndarray]) -> None:
+        """A Linear layer whose input range is measured at run time."""
+        x, output, gemm = node.input[0], node.output[0], node.op_type == "Gemm"
+        if x not in self.quantized:  # Q, K and V take one tensor
+            names = [f"{x}/{part}" for part in ("quantized", "scale", "zero_point")]
+            self.nodes.append(onnx.helper.make_node("DynamicQuantizeLinear", [x], names,
+                                                    name=f"{path}/DynamicQuantizeLinear"))
+            self.quantized[x] = names
+        integers, scale, zero_point = self.quantized[x]
+        weight = self.unpacked(f"{path}/weight", stored["weight.integers"].T, module.levels)
+        product = self.node("MatMulInteger", [integers, weight, zero_point], f"{path}/product",
+                            f"{path}/MatMulInteger")
+        product = self.node("Cast", [product], f"{path}/float", f"{path}/Cast", to=onnx.TensorProto.FLOAT)
+        scale = self.node("Mul", [scale, self.constant(f"{path}/weight/scale", stored["weight.scale"])],
+                          f"{path}/scale", f"{path}/scale/Mul")
+        product = self.node("Mul", [product, scale], f"{path}/scaled" if gemm else output, f"{path}/Mul")
+        if gemm:
+            self.node("Add", [product, node.input[2]], output, f"{path}/Add")
+
+    def qdq_linear(self, node: onnx.NodeProto, path: str, module, stored: dict[str, np.ndarray]) -> None:
+        """A Linear layer whose input has a learned scale: MatMul of rank 3 with both inputs dequantized."""
+        x, output, gemm = node.input[0], node.output[0], node.op_type == "Gemm"
+        if gemm:
+            axis = self.constant(f"{path}/axis", np.array([0]))
+            x = self.node("Unsqueeze", [x, axis], f"{path}/input", f"{path}/Unsqueeze")
+        x = self.activation(x, f"{path}/input", module.quantize)
+        weight = self.node("DequantizeLinear", [
+            self.unpacked(f"{path}/weight", stored["weight.integers"].T, module.levels),
+            *(self.constant(f"{path}/weight/{part}", stored[f"weight.{part}"]) for part in ("scale", "zero_point"))],
+            dequantized(f"{path}/weight"), f"{path}/weight/DequantizeLinear", axis=1)
+        product = self.node("MatMul", [x, weight], f"{path}/product" if gemm else output, f"{path}/MatMul")
+        if gemm:
+            total = self.node("Add", [product, node.input[2]], f"{path}/sum", f"{path}/Add")
+            self.node("Squeeze", [total, axis], output, f"{path}/Squeeze")
+
+    def embedding(self, node: onnx.NodeProto, path: str, module, stored: dict[str, np.ndarray]) -> None:
+        """Rows are looked up as integers, and only these are multiplied by their scales."""
+        table = self.unpacked(f"{path}/weight", stored["weight.integers"], module.levels)
+        rows = self.node("Gather", [table, node.input[1]], f"{path}/rows", f"{path}/Gather")
+        rows = self.node("Cast", [rows], f"{path}/float", f"{path}/Cast", to=onnx.TensorProto.FLOAT)
+        scales = self.constant(f"{path}/weight/scale", stored["weight.scale"][:, None])
+        scale = self.node("Gather", [scales, node.input[1]], f"{path}/scale", f"{path}/scale/Gather")
+        self.node("Mul", [rows, scale], node.output[0], f"{path}/Mul")
+
+
+def quantize(exported: onnx.ModelProto, model) -> onnx.ModelProto:
+    """The low-bit form of an exported FP32 graph; `model` is the simulation on the CPU, its weights loaded.
+
+    Integers, scales and zero points are the simulation's own tensors. Raises RuntimeError if a part of the simulation
+    has no place in the graph.
+    """
+    modules, writer = dict(model.named_modules()), _Writer()
+    wanted = {name for name, module in modules.items() if hasattr(module, "stored")}
+    for node in exported.graph.node:
+        name, path = module_of(node), node.name.rpartition("/")[0]
+        module = modules.get(name)
+        levels = getattr(module, "levels", None)
+        if levels in LEVELS.values() and node.op_type in ("MatMul", "Gemm", "Gather"):
+            stored = {part: tensor.numpy() for part, tensor in module.stored().items()}
+            write = (writer.embedding if node.op_type == "Gather" else
+                     writer.qdq_linear if hasattr(module, "quantize") else writer.linear)
+            write(node, path, module, stored)
+        elif hasattr(module, "quantizers") and node.op_type == "MatMul":
+            writer.product(node, path, module.quantizers)
+        else:
+            writer.nodes.append(node)
+            continue
+        wanted.discard(name)
+    if wanted:
+        raise RuntimeError(f"the exported graph has no product for {', '.join(sorted(wanted))}")
+    return writer.model(exported)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = --data-dir data/sample
 
-.PHONY: quickstart int8 int8-learned fp16 ptq e5 check test clean
+.PHONY: quickstart int8 int8-learned int4 fp16 ptq e5 check test clean
 
 # the four INT8 stages, then a few sentences labelled by the file that they made
 quickstart: int8
@@ -22,6 +22,13 @@ int8-learned: .venv/installed .venv/openvino
 	$(PY) int8_eager/export_to_onnx.py --run sample-learned
 	$(PY) int8_eager/quantize_onnx_int8.py --run sample-learned --activation-ranges learned
 	$(PY) int8_eager/eval_onnx_int8.py --run sample-learned --runtime openvino $(SAMPLE)
+
+# the four stages at 4 bits, from the fine-tuned sample model as start and teacher
+int4: models/sample-fp32/model_fp32.onnx
+	$(PY) int4_eager/train_qat_int4.py --run sample-int4 --model-name models/sample-fp32 $(SAMPLE)
+	$(PY) int4_eager/export_to_onnx.py --run sample-int4
+	$(PY) int4_eager/quantize_onnx_int4.py --run sample-int4
+	$(PY) int4_eager/eval_onnx_int4.py --run sample-int4 $(SAMPLE)
 
 # the four FP16 stages, likewise
 fp16: .venv/installed
@@ -70,4 +77,4 @@ test: .venv/installed .venv/openvino .venv/ray
 	touch .venv/ray
 
 clean:
-	rm -rf .venv models/sample-int8 models/sample-learned models/sample-fp16 models/sample-fp32 results/sample
+	rm -rf .venv models/sample-int8 models/sample-learned models/sample-int4 models/sample-fp16 models/sample-fp32 results/sample

@@ -62,6 +62,9 @@ def main(settings):
 
     def simulate_int4(model, rows):
         if DISTIL:
+            check(not model.untrained, f"MODEL_NAME is {MODEL_NAME!r}, whose {', '.join(model.untrained[:2])} was not "
+                  "trained for these labels, so that nothing can be learned from it: fine-tune it first (`python "
+                  "ptq/finetune_fp32.py`), or train on the labels alone with --no-distil")
             trainer.teacher = copy.deepcopy(model)
         if QAT:
             start_scales(simulate(model, settings))

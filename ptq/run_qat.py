@@ -1,12 +1,13 @@
 """Stage 3 of 5: the files of quantization-aware training, measured as the post-training ones, into the same table.
 
-Reads   models/<INT8_RUNS, FP16_RUNS>/      finished runs of int8_eager/ and fp16_eager/ (stages 1 to 3)
+Reads   models/<INT8_RUNS, INT4_RUNS, FP16_RUNS>/  finished runs (stages 1 to 3) of {int8,int4,fp16}_eager/
         models/<RUN>/model_fp32.onnx        the FP32 baseline that every row is compared with (finetune_fp32.py)
 Writes  RESULTS/<experiment>/               results.json, results.csv: rows qat_* beside those of run_ptq.py
 Next    compare_methods.py
 """
+from pathlib import Path
+
 from lowbit.data.task import read_task, task_of_run
-from lowbit.int8.arithmetic import is_learned
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import resolve, run_dir
 from lowbit.pipeline.manifest import recorded, settings_of, shipped
@@ -22,6 +23,7 @@ from lowbit.training.encoder import RUN_FILES
 EXPERIMENT = ""                 # finetuned_{smsa,tweets}; of a DATA_DIR with task.json finetuned_<its name>; "" = all
 RUN = "indobert-fp32-smsa-3label-finetuned"  # folder under models/ of finetune_fp32.py
 INT8_RUNS = "indobert-qat-int8-smsa"  # folders under models/ of int8_eager/, with commas
+INT4_RUNS = "indobert-qat-int4-smsa"  # folders under models/ of int4_eager/, with commas: 4, 2 and 1.6 bits
 FP16_RUNS = "indobert-qat-fp16-smsa"  # folders under models/ of fp16_eager/, with commas
 DATA_DIR = "data"               # folder of valid.tsv, test.tsv, from the project's root
 TWEETS = "data/INA_TweetsPPKM_Labeled_Pure.csv"  # *_tweets: tab-separated Date, User, Tweet, sentiment
@@ -39,14 +41,16 @@ RESULTS = "results"             # folder of the experiments' results, from the p
 FINETUNE, STAGE = "ptq/finetune_fp32.py", "ptq/run_qat.py"
 
 
-def candidate_of(run: str, precision: str) -> Candidate:
-    """The file of a finished run, or the reason why there is none; named by what its stages recorded."""
+def candidate_of(run: str, kind: str) -> Candidate:
+    """The file of a finished run of <kind>_eager/, or the reason why there is none; named by what its stages recorded.
+    """
     folder = run_dir(run)
-    unnamed = Candidate(f"qat_{precision}_{run}", {"kind": "qat", "run": run}, folder)
+    unnamed = Candidate(f"qat_{kind}_{run}", {"kind": "qat", "run": run}, folder)
     try:
         ships = shipped(folder)
-        if ships["precision"] != precision:
-            unnamed.reason = f"{run} is a run of {ships['precision']}_eager/, not of {precision}_eager/"
+        stages = Path(ships["stages"]["quantize"]).parent.name
+        if stages != f"{kind}_eager":
+            unnamed.reason = f"{run} is a run of {stages}/, not of {kind}_eager/"
             return unnamed
         path = recorded(folder, ships["stages"]["quantize"], ships["file"])[0]
         recorded(folder, ships["stages"]["train"], *RUN_FILES)
@@ -57,8 +61,8 @@ def candidate_of(run: str, precision: str) -> Candidate:
     if not trained["QAT"]:
         unnamed.reason = f"{run} was trained with --no-qat"
         return unnamed
-    ranges = "" if precision == "fp16" else "_learned" if is_learned(trained) else "_dynamic"
-    return Candidate(f"qat_{precision}{ranges}", unnamed.recipe | {"settings": quantized}, folder, path)
+    ranges = f"_{trained.get('ACTIVATION_RANGES', 'dynamic')}" if kind != "fp16" else ""  # old runs had no choice
+    return Candidate(f"qat_{ships['precision']}{ranges}", unnamed.recipe | {"settings": quantized}, folder, path)
 
 
 def main(settings):
@@ -67,11 +71,11 @@ def main(settings):
     recorded(folder, FINETUNE, SOURCE, *RUN_FILES)
     task = task_of_run(folder, resolve(DATA_DIR))
     candidates = [Candidate("fp32", {"kind": "fp32"}, folder, folder / SOURCE)]
-    for precision, runs in (("int8", INT8_RUNS), ("fp16", FP16_RUNS)):
+    for kind, runs in (("int8", INT8_RUNS), ("int4", INT4_RUNS), ("fp16", FP16_RUNS)):
         for run in filter(None, map(str.strip, runs.split(","))):
-            candidate = candidate_of(run, precision)
+            candidate = candidate_of(run, kind)
             check(candidate.method not in [other.method for other in candidates],
-                  f"INT8_RUNS and FP16_RUNS name two runs that are both {candidate.method}: one at a time")
+                  f"INT8_RUNS, INT4_RUNS and FP16_RUNS name two runs that are both {candidate.method}: one at a time")
             if not candidate.reason and read_task(candidate.folder) != task:
                 candidate.path, candidate.reason = None, f"{run} was trained for another task than {RUN}"
             if candidate.reason:

@@ -28,6 +28,8 @@ def head_settings(task: Task) -> dict:
 def load_pretrained(name: str, revision: str, task: Task):
     """(model, tokenizer): FP32, a sequence classifier (or regressor) for `task`, never with remote code.
 
+    `model.untrained` lists the weights that the folder did not hold, or held for other labels.
+
     `name` is a folder (from the project's root or absolute) or a hub name, read at `revision`.
     Raises UserError when neither gives a model.
     """
@@ -67,6 +69,7 @@ def load_pretrained(name: str, revision: str, task: Task):
     known = [before[i] for i in sorted(before)]
     if not names and task.labels and known != list(task.labels) and not known[0].startswith("LABEL_"):
         names = renew_head(model)  # it was trained to tell other labels apart
+    model.untrained = names  # a teacher must have none
     if names:
         print(f"  new, not trained yet: {', '.join(names)}")
     tokenizer.model_max_length = longest_input(model)

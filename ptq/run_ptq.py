@@ -64,6 +64,9 @@ RECIPES = {
     **{f"int4_{algorithm}_{'sym' if symmetric else 'asym'}_block{block_size}":
        {"kind": "int4", "algorithm": algorithm, "symmetric": symmetric, "block_size": block_size}
        for algorithm in ("rtn", "hqq") for symmetric in (True, False) for block_size in (32, 64, 128)},
+    **{f"int{bits}_per_channel": {"kind": "per_channel", "bits": float(bits)} for bits in (4, 2)},
+    **{f"int{bits}_per_channel_gptq": {"kind": "per_channel", "bits": float(bits), "calibration": "gptq"}
+       for bits in (4, 2)},
 }
 FINETUNE, STAGE, WEIGHTS = "ptq/finetune_fp32.py", "ptq/run_ptq.py", "model.safetensors"
 

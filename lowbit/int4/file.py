@@ -95,7 +95,15 @@ def quantize(exported: onnx.ModelProto, model) -> onnx.ModelProto:
     Integers, scales and zero points are the simulation's own tensors. Raises RuntimeError if a part of the simulation
     has no place in the graph.
     """
-    modules, writer = dict(model.named_modules()), _Writer()
+    return write(exported, dict(model.named_modules()))
+
+
+def write(exported: onnx.ModelProto, modules: dict) -> onnx.ModelProto:
+    """The low-bit form of an exported graph; `modules` maps names to what has `stored()` and, with it, `levels`.
+
+    Those with `quantize` take an input of a learned scale, the others one whose range is measured at run time.
+    """
+    writer = _Writer()
     wanted = {name for name, module in modules.items() if hasattr(module, "stored")}
     for node in exported.graph.node:
         name, path = module_of(node), node.name.rpartition("/")[0]

@@ -70,7 +70,7 @@ def make_files(folder: Path, stage: str, recipes: dict[str, dict], s: dict, trai
                texts: list[Text]) -> list[Candidate]:
     """A candidate for each recipe: its file made from the run's FP32 graph, or kept where it is made already.
 
-    Static recipes calibrate on CALIBRATION_TEXTS of `texts`, the texts of the file `train`.
+    Recipes that name a calibration calibrate on CALIBRATION_TEXTS of `texts`, the texts of the file `train`.
     """
     source = folder / SOURCE
     options = {name: s[name] for name in MAKING} | {"MADE_BY": sha256(Path(methods.__file__))}
@@ -86,7 +86,7 @@ def make_files(folder: Path, stage: str, recipes: dict[str, dict], s: dict, trai
             continue
         target, key = folder / f"model_{method}.onnx", f"{stage} --methods {method}"
         settings, reads = {"recipe": recipe, **options}, [source]
-        if recipe["kind"] == "static":
+        if "calibration" in recipe:
             reads += [train, folder / PREPROCESSING, *(folder / name for name in TOKENIZER_FILES)]
         facts = f"model_{method}.json"
         if is_made(folder, key, settings, reads, [target.name, facts]):
@@ -95,7 +95,7 @@ def make_files(folder: Path, stage: str, recipes: dict[str, dict], s: dict, trai
             continue
         with atomic_folder(folder) as scratch:
             ranges, spent = None, {"seconds": 0.0, "peak_memory_mb": 0.0}
-            if recipe["kind"] == "static":
+            if "calibration" in recipe:
                 name = recipe["calibration"]
                 if name not in calibrated:
                     calibrated[name] = calibrate(folder, source, name, reader.rows(chosen), options)
@@ -126,7 +126,8 @@ def calibrate(folder: Path, source: Path, name: str, rows: list[Row], options: d
     What it took holds `error` instead where it could not be done.
     """
     wanted = json.dumps([sha256(source), rows, options, versions()], sort_keys=True)
-    path = folder / f"calibration_{name}_{hashlib.sha256(wanted.encode()).hexdigest()[:12]}.json"
+    path = folder / f"calibration_{name}_{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
+    path = path.with_suffix(".npz" if name == "gptq" else ".json")
     facts = path.with_suffix(".facts.json")
     if path.exists() and facts.exists():
         return path, json.loads(facts.read_text(encoding="utf-8"))

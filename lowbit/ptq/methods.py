@@ -55,9 +55,14 @@ def quantized_ops(options: dict) -> list[str]:
 def calibrate_ranges(source: Path, target: Path, calibration: str, rows: list[Row], options: dict) -> None:
     """Ranges of every tensor that a static method quantizes, over `rows` one at a time and unpadded, to a JSON file.
 
+    For GPTQ, what its layers' inputs look like instead, to an .npz.
     ONNX Runtime's calibrator keeps all activations of what one call gives it, and takes one length only; called once a
     text it merges ranges and histograms instead. The longest text comes first: its reach sets the width of the bins.
     """
+    if calibration == "gptq":
+        from lowbit.ptq.per_channel import second_moments
+
+        return second_moments(source, target, rows)
     extra = {"minmax": {}, "entropy": {"num_bins": options["ENTROPY_BINS"]},
              "percentile": {"percentile": options["PERCENTILE"], "symmetric": False}}[calibration]
     calibrator = create_calibrator(source, quantized_ops(options), str(source.with_name("augmented.onnx")),
@@ -71,7 +76,7 @@ def calibrate_ranges(source: Path, target: Path, calibration: str, rows: list[Ro
 
 
 def quantize(source: Path, target: Path, recipe: dict, ranges: Path, options: dict) -> None:
-    """Write `target` from `source` as `recipe` says; `ranges` are calibrate_ranges()'s, for static recipes."""
+    """Write `target` from `source` as `recipe` says; `ranges` are calibrate_ranges()'s, where it calibrates."""
     RECIPES[recipe["kind"]](source, target, recipe, ranges, options)
 
 
@@ -131,7 +136,13 @@ def _int4(source, target, recipe, ranges, options):
         onnx.save(quantizer.model.model, target)
 
 
-RECIPES = {"fp16": _fp16, "dynamic": _dynamic, "static": _static, "int4": _int4}
+def _per_channel(source, target, recipe, moments, options):
+    from lowbit.ptq.per_channel import quantize_per_channel
+
+    quantize_per_channel(source, target, recipe["bits"], 4.0 if options["QUANTIZE_EMBEDDINGS"] else 8.0, moments)
+
+
+RECIPES = {"per_channel": _per_channel, "fp16": _fp16, "dynamic": _dynamic, "static": _static, "int4": _int4}
 
 
 def check_runs(path: Path) -> None:

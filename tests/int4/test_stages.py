@@ -1,4 +1,4 @@
-"""The four stages by path on a two-layer model: from a fine-tuned start to a report, refusals, kills, the doors after."""
+"""The four stages by path on a two-layer model: from a fine-tuned start to a report, refusals, kills, packing."""
 
 import json
 import shutil

@@ -59,7 +59,7 @@ def test_second_moments_are_those_of_the_layers_inputs(source, rows, tmp_path):
     second_moments(source, tmp_path / "moments.npz", rows)
     moments = np.load(tmp_path / "moments.npz")
     assert len(moments.files) == LINEAR_LAYERS - 2
-    for name, (node, weight) in weights_of(onnx.load(source).graph).items():
+    for name, (_, weight) in weights_of(onnx.load(source).graph).items():
         if name in moments.files:
             assert moments[name].shape == (weight.shape[1],) * 2
             np.testing.assert_allclose(moments[name], moments[name].T, rtol=1e-4, atol=1e-3)

@@ -9,9 +9,10 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from lowbit.data.tokens import Row, pad
-from lowbit.graph.names import QUANTIZED_TABLE, module_of, operand_of, parameter_of
+from lowbit.graph.names import LOOK_UP, QUANTIZED_TABLE, module_of, operand_of, parameter_of
 
-UNPACKING = {"Cast", "Gather", "Reshape", "Slice"}  # what packed weights go through
+# what packed weights, and the tables that they are looked up in, are made by
+UNPACKING = {"Cast", "Gather", "Reshape", "Slice", "Range", "Mod", "Div", "Concat"}
 
 
 def constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
@@ -47,12 +48,30 @@ def stored_tensors(path: Path) -> dict[str, np.ndarray]:
         return next((values[name] for name in factor.input if name in values), None) if factor else None
 
     def rows_of_table(node):
-        """(integers, scale a row) of Mul(Cast(Gather(table)), Gather(scales)), or None."""
+        """(integers, scale a row) of Mul(Cast(rows), Gather(scales)), or None.
+
+        Rows are Gather(table), or looked up in turn: those of a packed table, whose bytes Gather takes at run time.
+        """
         cast, scales = (maker.get(name) for name in node.input)
-        rows = maker.get(cast.input[0]) if cast is not None and cast.op_type == "Cast" else None
-        looked_up = [made is not None and made.op_type == "Gather" and made.input[0] in values
-                     for made in (rows, scales)]
-        return (value(rows.input[0]), value(scales.input[0])[:, 0]) if all(looked_up) else None
+        if cast is None or cast.op_type != "Cast" or not takes_rows(scales):
+            return None
+        rows, path = maker.get(cast.input[0]), []
+        while rows is not None and not takes_rows(rows):
+            path.append(rows)
+            rows = maker.get(rows.input[rows.input[0] in values])  # a look-up's own table comes before its indices
+        if rows is None:
+            return None
+        table = {rows.output[0]: value(rows.input[0])[None]}  # all rows at once, as one text
+        for step in reversed(path):
+            given = {name: table.get(name, values.get(name)) for name in step.input}
+            table[step.output[0]] = ReferenceEvaluator(step).run(None, given)[0]
+        integers = table[cast.input[0]][0]
+        return integers, value(scales.input[0])[:, 0]
+
+    def takes_rows(node):
+        """Whether a node is the look-up of a constant table's rows by ids of the text."""
+        return node is not None and node.op_type == "Gather" and node.input[0] in values and (
+            not node.input[0].startswith(LOOK_UP))
 
     def dequantized(name, node):
         if node is None or node.op_type != "DequantizeLinear":

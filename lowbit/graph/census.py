@@ -34,7 +34,8 @@ def census(path: Path) -> dict:
 
     `linear` are products with a stored weight, `attention` products of two activations, `embedding` look-ups
     in a stored table. Each is {"integer": n, "float": n}; `float_nodes` maps a node's name to why it is float.
-    `packed` counts weights and tables that the file stores several to a byte: {"stored": n, "unpacked_at_load": n}.
+    `packed` counts weights and tables that the file stores several to a byte: {"stored": n, "unpacked_at_load": n,
+    "rows": n}, the last being tables whose rows are unpacked as they are looked up.
     """
     graph = optimised_graph(path)
     stored = {tensor.name: tensor.data_type for tensor in graph.initializer
@@ -56,15 +57,25 @@ def census(path: Path) -> dict:
         elif node.op_type in FLOAT_PRODUCTS:
             counts["attention"]["float"] += 1
             why[node.name] = "it multiplies two activations that are not quantized"
-        elif node.op_type == "Gather" and node.input[0] in stored:
+        elif node.op_type == "Gather" and node.input[0] in stored and not node.input[0].startswith(LOOK_UP):
             integer = stored[node.input[0]] in INTEGER_TYPES
             counts["embedding"]["integer" if integer else "float"] += 1
             if not integer:
                 why[node.name] = "its table is stored as a float"
-    stored, left = (sum(node.op_type == "Gather" and node.input[0].startswith(LOOK_UP) for node in nodes)
-                    for nodes in (onnx.load(path, load_external_data=False).graph.node, graph.node))
-    packed = {"stored": stored, "unpacked_at_load": stored - left}
+    packed = count_packed(onnx.load(path, load_external_data=False).graph, graph)
     return {**counts, "packed": packed, "float_nodes": why, "operators": dict(operators.most_common())}
+
+
+def count_packed(file: onnx.GraphProto, optimised: onnx.GraphProto) -> dict[str, int]:
+    """What census() says of packed weights, by the look-ups that the file has and those that are left of them."""
+    maker = {output: node for node in file.node for output in node.output}
+    looked_up = [node for node in file.node if node.op_type == "Gather" and node.input[0].startswith(LOOK_UP)
+                 and not node.name.startswith(LOOK_UP)]
+    left = {node.output[0] for node in optimised.node}
+    gathered = [maker[maker[node.input[1]].input[0]].op_type == "Gather" if maker[node.input[1]].input[0] in maker
+                else False for node in looked_up]
+    return {"stored": len(looked_up), "rows": sum(gathered),
+            "unpacked_at_load": sum(node.output[0] not in left for node in looked_up)}
 
 
 def linear_bytes(path: Path) -> int:
@@ -93,10 +104,9 @@ def census_lines(result: dict) -> list[str]:
              for kind in names]
     packed = result.get("packed", {"stored": 0})
     if packed["stored"]:
-        lines.append(f"  {packed['unpacked_at_load']} of {packed['stored']} packed weights are unpacked when the "
-                     "session is made, none of it at run time" if packed["stored"] == packed["unpacked_at_load"] else
-                     f"  {packed['unpacked_at_load']} of {packed['stored']} packed weights are unpacked when the "
-                     "session is made, the others in every run")
+        late = packed["stored"] - packed["unpacked_at_load"] - packed["rows"]
+        lines.append(f"  {packed['stored']} packed weights and tables: {packed['unpacked_at_load']} unpacked when the "
+                     f"session is made, {packed['rows']} a row at a time as it is looked up, {late} whole in every run")
     return lines + [f"    {count} stay float: {reason}" for reason, count in
                     Counter(result["float_nodes"].values()).items()]
 

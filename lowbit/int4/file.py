@@ -2,9 +2,10 @@
 
     INT8 weight = Reshape(Gather(table [256, weights a byte] of INT8, Cast(bytes, INT32)))
 
-All of it is constant, so that ONNX Runtime and OpenVINO fold it and run the graph of an INT8 file: counted in the graph
-as ONNX Runtime optimises it, and equal to the last bit. The bit operators fold in ONNX Runtime alone (OpenVINO computes
-them wrongly), DequantizeLinear of 4-bit weights in neither; the look-up takes any levels, with operators of opset 13.
+It is constant, so that ONNX Runtime and OpenVINO fold it and run the graph of an INT8 file: counted in the graph as ONNX
+Runtime optimises it, and equal to the last bit. The bit operators fold in ONNX Runtime alone (OpenVINO computes them
+wrongly), DequantizeLinear of 4-bit weights in neither; the look-up takes any levels, with operators of opset 13. A
+table of many words stays packed: its rows are unpacked as they are looked up, which takes as little time, less memory.
 """
 
 import numpy as np
@@ -14,35 +15,55 @@ from lowbit.graph.names import LOOK_UP, dequantized, module_of
 from lowbit.graph.writer import GraphWriter
 from lowbit.int4.levels import LEVELS, Levels, pack, table_of
 
+WIDE = 2**18  # weights from which two bytes are looked up at once: half the indices that unpacking holds
+MANY_ROWS = 2**12  # rows of a table from which it stays packed
+
 
 class _Writer(GraphWriter):
     """GraphWriter with packed weights, and the layers of both modes."""
 
     def __init__(self):
         super().__init__()
-        self.tables, self.quantized = set(), {}
+        self.tables, self.quantized = {}, {}
+
+    def table(self, levels: Levels, wide: bool) -> str:
+        """The look-up of a byte, or of two: the second is computed from the first, and takes no room in the file."""
+        name = f"{LOOK_UP}_{levels.base}" + "_wide" * wide
+        if name in self.tables:
+            return name
+        self.tables[name] = levels
+        if not wide:
+            return self.constant(name, table_of(levels))
+        byte, count = self.table(levels, False), levels.base**levels.a_byte
+        zero, one, end, base = (self.constant(f"{name}/{part}", np.array(value, np.int32)) for part, value in (
+            ("zero", 0), ("one", 1), ("end", count**2), ("base", count)))
+        every = self.node("Range", [zero, end, one], f"{name}/every", f"{name}/Range")
+        halves = []
+        for part, operator in (("low", "Mod"), ("high", "Div")):
+            half = self.node(operator, [every, base], f"{name}/{part}", f"{name}/{operator}")
+            halves.append(self.node("Gather", [byte, half], f"{name}/{part}/levels", f"{name}/{part}/Gather"))
+        return self.node("Concat", halves, name, f"{name}/Concat", axis=1)
+
+    def looked_up(self, path: str, source: str, levels: Levels, wide: bool, shape: list[int], columns: int) -> str:
+        """Bytes (or pairs of bytes, if wide) of tensor `source` as levels of `shape`, cut to their columns, INT8."""
+        index = self.node("Cast", [source], f"{path}/index", f"{path}/Cast", to=onnx.TensorProto.INT32)
+        found = self.node("Gather", [self.table(levels, wide), index], f"{path}/levels", f"{path}/Gather")
+        shape = self.constant(f"{path}/shape", np.array(shape, np.int64))
+        if columns % (levels.a_byte * (1 + wide)) == 0:
+            return self.node("Reshape", [found, shape], f"{path}/integers", f"{path}/Reshape")
+        rows = self.node("Reshape", [found, shape], f"{path}/filled", f"{path}/Reshape")
+        edges = [self.constant(f"{path}/{name}", np.array([value], np.int64))
+                 for name, value in (("start", 0), ("end", columns), ("axis", -1))]
+        return self.node("Slice", [rows, *edges], f"{path}/integers", f"{path}/Slice")
 
     def unpacked(self, path: str, integers: np.ndarray, levels: Levels) -> str:
         """The INT8 tensor of levels [rows, columns], stored packed where several share a byte."""
         if levels.a_byte == 1:
             return self.constant(f"{path}/integers", integers)
-        table = f"{LOOK_UP}_{levels.base}"
-        if table not in self.tables:
-            self.tables.add(table)
-            self.constant(table, table_of(levels))
-        packed = pack(integers, levels)
-        index = self.node("Cast", [self.constant(f"{path}/packed", packed)], f"{path}/index", f"{path}/Cast",
-                          to=onnx.TensorProto.INT32)
-        looked_up = self.node("Gather", [table, index], f"{path}/levels", f"{path}/Gather")
-        shape = self.constant(f"{path}/shape", np.array([len(packed), -1], np.int64))
-        whole = packed.shape[1] * levels.a_byte == integers.shape[1]
-        rows = self.node("Reshape", [looked_up, shape], f"{path}/integers" if whole else f"{path}/filled",
-                         f"{path}/Reshape")
-        if whole:
-            return rows
-        edges = [self.constant(f"{path}/{name}", np.array([value], np.int64))
-                 for name, value in (("start", 0), ("end", integers.shape[1]), ("axis", 1))]
-        return self.node("Slice", [rows, *edges], f"{path}/integers", f"{path}/Slice")
+        wide = integers.size >= WIDE
+        packed = pack(integers, levels, wide)
+        return self.looked_up(path, self.constant(f"{path}/packed", packed), levels, wide, [len(packed), -1],
+                              integers.shape[1])
 
     def linear(self, node: onnx.NodeProto, path: str, module, stored: dict[str, np.ndarray]) -> None:
         """A Linear layer whose input range is measured at run time."""
@@ -80,9 +101,15 @@ class _Writer(GraphWriter):
             self.node("Squeeze", [total, axis], output, f"{path}/Squeeze")
 
     def embedding(self, node: onnx.NodeProto, path: str, module, stored: dict[str, np.ndarray]) -> None:
-        """Rows are looked up as integers, and only these are multiplied by their scales."""
-        table = self.unpacked(f"{path}/weight", stored["weight.integers"], module.levels)
-        rows = self.node("Gather", [table, node.input[1]], f"{path}/rows", f"{path}/Gather")
+        """Rows are looked up as integers, and only these are multiplied by their scales; of many rows, as bytes."""
+        integers, levels = stored["weight.integers"], module.levels
+        if len(integers) >= MANY_ROWS and levels.a_byte > 1:
+            table = self.constant(f"{path}/weight/packed", pack(integers, levels))
+            rows = self.node("Gather", [table, node.input[1]], f"{path}/bytes", f"{path}/Gather")
+            rows = self.looked_up(f"{path}/rows", rows, levels, False, [0, 0, -1], integers.shape[1])
+        else:
+            table = self.unpacked(f"{path}/weight", integers, levels)
+            rows = self.node("Gather", [table, node.input[1]], f"{path}/rows", f"{path}/Gather")
         rows = self.node("Cast", [rows], f"{path}/float", f"{path}/Cast", to=onnx.TensorProto.FLOAT)
         scales = self.constant(f"{path}/weight/scale", stored["weight.scale"][:, None])
         scale = self.node("Gather", [scales, node.input[1]], f"{path}/scale", f"{path}/scale/Gather")

@@ -48,9 +48,15 @@ def table_of(levels: Levels) -> np.ndarray:
     return levels.integers()[codes]
 
 
-def pack(integers: np.ndarray, levels: Levels) -> np.ndarray:
-    """Levels [rows, columns] as bytes [rows, ceil(columns / a_byte)], uint8; a row's last byte is filled with zeros."""
-    codes = (integers.astype(np.int64) + levels.top) // levels.step
-    short = -codes.shape[1] % levels.a_byte
-    codes = np.pad(codes, ((0, 0), (0, short))).reshape(len(codes), -1, levels.a_byte)
-    return (codes * levels.base**np.arange(levels.a_byte)).sum(-1).astype(np.uint8)
+def pack(integers: np.ndarray, levels: Levels, wide: bool = False) -> np.ndarray:
+    """Levels [rows, columns] as bytes [rows, ceil(columns / a_byte)], uint8; a row's last byte is filled up.
+
+    `wide` makes numbers of two bytes, uint16, of twice as many weights each.
+    """
+    together = levels.a_byte * (1 + wide)
+    codes = ((integers.astype(np.int16) + levels.top) // levels.step).astype(np.uint16)
+    codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % together)))
+    packed = np.zeros((len(codes), codes.shape[1] // together), np.uint16)
+    for place in range(together):
+        packed += codes[:, place::together] * np.uint16(levels.base**place)
+    return packed if wide else packed.astype(np.uint8)

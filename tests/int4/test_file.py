@@ -12,6 +12,7 @@ from lowbit.graph.census import census, census_lines
 from lowbit.graph.export import export, largest_difference
 from lowbit.graph.inputs import sample_inputs
 from lowbit.graph.names import LOOK_UP
+from lowbit.int4 import file
 from lowbit.int4.arithmetic import simulate
 from lowbit.int4.file import quantize
 from lowbit.int4.simulation import start_scales
@@ -35,8 +36,8 @@ def made(tiny_model, tmp_path_factory):
     """Function: (simulation, path of its file) of bits and mode; made once."""
     folder, known = tmp_path_factory.mktemp("files"), {}
 
-    def make(bits, mode, **more):
-        key = f"{bits}-{mode}-{'-'.join(map(str, more.values()))}"
+    def make(bits, mode, large=False, **more):
+        key = f"{bits}-{mode}-{large}-{'-'.join(map(str, more.values()))}"
         if key not in known:
             torch.manual_seed(3)
             config = AutoConfig.from_pretrained(tiny_model, num_labels=3, attn_implementation="eager")
@@ -47,7 +48,11 @@ def made(tiny_model, tmp_path_factory):
                 rng = np.random.default_rng(0)
                 calibrate_scales(model, [{"input_ids": rng.integers(5, 400, 20).tolist()} for _ in range(20)], 20)
             model.eval()
-            onnx.save(quantize(onnx.load(folder / "fp32.onnx"), model), folder / f"{key}.onnx")
+            with pytest.MonkeyPatch.context() as patched:
+                if large:  # what a large model is written like
+                    patched.setattr(file, "WIDE", 1500)
+                    patched.setattr(file, "MANY_ROWS", 100)
+                onnx.save(quantize(onnx.load(folder / "fp32.onnx"), model), folder / f"{key}.onnx")
             known[key] = model, folder / f"{key}.onnx"
         return known[key]
     return make
@@ -81,8 +86,30 @@ def test_nothing_is_unpacked_at_run_time(made, bits, mode):
     products = {"integer": ATTENTION_PRODUCTS, "float": 0}
     assert found["attention"] == (products if mode == "learned" else {"integer": 0, "float": ATTENTION_PRODUCTS})
     packed = LINEAR_LAYERS + TABLES - HEAD
-    assert found["packed"] == {"stored": packed, "unpacked_at_load": packed}
-    assert any(f"{packed} of {packed} packed weights" in line for line in census_lines(found))
+    assert found["packed"] == {"stored": packed, "unpacked_at_load": packed, "rows": 0}
+    said = f"{packed} packed weights and tables: {packed} unpacked when the session is made, 0 a row at a time"
+    assert any(said in line for line in census_lines(found))
+
+
+@bits
+@modes
+def test_large_models_are_written_for_less_memory(made, bits, mode):
+    """Two bytes at a time, tables of many words a row at a time: the same tensors and logits, the same kernels."""
+    model, path = made(bits, mode, large=True)
+    _, small = made(bits, mode)
+    assert differing(stored_tensors(path), simulated_tensors(model)) == []
+    types = {tensor.name: tensor.data_type for tensor in onnx.load(path).graph.initializer}
+    wide = [name for name, kind in types.items() if kind == onnx.TensorProto.UINT16]
+    assert sum(name.endswith("output/dense/weight/packed") for name in wide) == 2
+    found = census(path)
+    packed = LINEAR_LAYERS + TABLES - HEAD
+    assert found["packed"] == {"stored": packed, "unpacked_at_load": packed - 2, "rows": 2}
+    for kind in ("linear", "embedding", "attention"):
+        assert found[kind] == census(small)[kind]
+    inputs = sample_inputs(model.config.vocab_size, 8, 20, 6, 0)
+    ours, theirs = (ort.InferenceSession(one, providers=["CPUExecutionProvider"]).run(["logits"], inputs)[0]
+                    for one in (path, small))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_census_sees_a_look_up_that_stays(made, tmp_path):
@@ -96,8 +123,8 @@ def test_census_sees_a_look_up_that_stays(made, tmp_path):
     onnx.save(model, tmp_path / "open.onnx")
     packed = LINEAR_LAYERS + TABLES - HEAD
     found = census(tmp_path / "open.onnx")
-    assert found["packed"] == {"stored": packed, "unpacked_at_load": packed - 1}
-    assert any("the others in every run" in line for line in census_lines(found))
+    assert found["packed"] == {"stored": packed, "unpacked_at_load": packed - 1, "rows": 0}
+    assert any("1 whole in every run" in line for line in census_lines(found))
 
 
 @bits
@@ -118,10 +145,11 @@ def test_logits_follow_the_simulation(made, bits, mode):
 
 @bits
 @modes
-def test_openvino_gives_the_simulations_logits(made, bits, mode):
+@pytest.mark.parametrize("large", [False, True])
+def test_openvino_gives_the_simulations_logits(made, bits, mode, large):
     """The look-up is folded there too: the same logits, to rounding."""
     openvino = pytest.importorskip("openvino", reason="openvino is not installed: requirements-openvino.txt")
-    model, path = made(bits, mode)
+    model, path = made(bits, mode, large)
     inputs = sample_inputs(model.config.vocab_size, 8, 20, 6, 0)
     request = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     with torch.inference_mode():

@@ -28,6 +28,16 @@ def test_packed_rows_come_back_by_look_up(bits, rows, columns, seed):
     np.testing.assert_array_equal(table_of(levels)[packed].reshape(rows, -1)[:, :columns], integers)
 
 
+@packed_bits
+def test_two_bytes_are_one_number(bits):
+    """Wide packing is that of bytes, two at a time, the first in the lower place."""
+    levels = LEVELS[bits]
+    integers = np.random.default_rng(0).choice(levels.integers(), (7, 80))
+    narrow, wide = pack(integers, levels).astype(int), pack(integers, levels, wide=True)
+    assert wide.dtype == np.uint16
+    np.testing.assert_array_equal(wide, narrow[:, ::2] + levels.base**levels.a_byte * narrow[:, 1::2])
+
+
 def test_levels_are_those_of_the_readme():
     """16 and 4 levels symmetric around zero without it, three with it; eight bits stop where sums would saturate."""
     assert LEVELS[2.0].integers().tolist() == [-3, -1, 1, 3]

@@ -72,7 +72,7 @@ def test_stages_end_well_and_lead_on(pipeline_two, run_two):
     assert f"next: python int4_eager/export_to_onnx.py --run {run_two}" in said[TRAIN]
     assert f"next: python int4_eager/quantize_onnx_int4.py --run {run_two} --bits 2.0" in said[EXPORT]
     assert "34 of 34 weights and scales, unpacked, equal those simulated in training, bit for bit" in said[QUANTIZE]
-    assert "15 of 15 packed weights are unpacked when the session is made" in said[QUANTIZE]
+    assert "15 packed weights and tables: 15 unpacked when the session is made" in said[QUANTIZE]
     assert f"deploy models/{run_two}/model_qat_int2.onnx" in said[EVALUATE]
 
 

@@ -31,7 +31,8 @@ STATIC = [f"int8_static_{form}_{calibration}" for form in ("qdq_s8s8", "qdq_u8s8
           for calibration in ("minmax", "entropy", "percentile")]
 INT4 = [f"int4_{algorithm}_{form}_block{size}" for algorithm in ("rtn", "hqq") for form in ("sym", "asym")
         for size in (32, 64, 128)]
-METHODS = ["fp32", "fp16", "int8_dynamic", "int8_dynamic_per_channel", *STATIC, *INT4]
+PER_CHANNEL = ["int4_per_channel", "int2_per_channel", "int4_per_channel_gptq", "int2_per_channel_gptq"]
+METHODS = ["fp32", "fp16", "int8_dynamic", "int8_dynamic_per_channel", *STATIC, *INT4, *PER_CHANNEL]
 NEVER = [name for name in INT4 if name.startswith("int4_hqq_sym")]
 SMALL = "fp32,int8_dynamic,int8_static_qdq_u8s8_minmax"
 
@@ -59,7 +60,7 @@ def experiment_flags(baseline, small_data):
 def results(experiment_flags, tmp_path_factory):
     """(results folder, what the shell saw) of the whole matrix."""
     folder = tmp_path_factory.mktemp("results")
-    # one turn of all 22 files; several turns are tested on three of them
+    # one turn of all 26 files; several turns are tested on three of them
     return folder, stage(MATRIX, *experiment_flags(folder, "--rounds", 1))
 
 
@@ -86,7 +87,7 @@ def test_the_baseline_loads_in_transformers_and_agrees_with_its_graph(baseline):
 
 
 def test_every_method_is_a_row_and_every_file_loads(baseline, results, rows):
-    """21 measured methods and FP32; what cannot exist is a row with its reason; nothing half-made is left."""
+    """25 measured methods and FP32; what cannot exist is a row with its reason; nothing half-made is left."""
     folder, done = results
     assert list(rows) == METHODS
     for method, row in rows.items():
@@ -254,7 +255,7 @@ def test_results_that_were_changed_by_hand_are_refused(results, tmp_path):
 def with_qat(results, finished_run, baseline, small_data):
     """What the shell saw of run_qat.py on a finished INT8 run, into the results of the matrix."""
     return stage(QAT, "finetuned_smsa", "--run", baseline, "--int8-runs", finished_run, "--fp16-runs", "no-such-run",
-                 "--data-dir", small_data, "--results", results[0], *MEASURE, "--rounds", 1)
+                 "--int4-runs", "", "--data-dir", small_data, "--results", results[0], *MEASURE, "--rounds", 1)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
     INT8 weight = Reshape(Gather(table [256, weights a byte] of INT8, Cast(bytes, INT32)))
 
-It is constant, so that ONNX Runtime and OpenVINO fold it and run the graph of an INT8 file: counted in the graph as ONNX
+All of it is constant: ONNX Runtime and OpenVINO fold it and run the graph of an INT8 file, counted in the graph as ONNX
 Runtime optimises it, and equal to the last bit. The bit operators fold in ONNX Runtime alone (OpenVINO computes them
 wrongly), DequantizeLinear of 4-bit weights in neither; the look-up takes any levels, with operators of opset 13. A
 table of many words stays packed: its rows are unpacked as they are looked up, which takes as little time, less memory.

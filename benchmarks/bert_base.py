@@ -63,7 +63,7 @@ def time_files(files: dict[str, tuple[Path, str]], reference: str, shapes, vocab
     """Median times of each (file, runtime) at `shapes` (batch, tokens), a process each in every turn, in turns.
 
     `latency` maps "16x64" to name -> median_ms, ratio (how many times the reference's speed: the median of the rounds'
-    ratios) and round_ratios; `peak_memory_mb` is each process's. `extra` batches are timed too: their seconds a round.
+    ratios) and round_ratios; `peak_memory_mb` and `load_ms` are each process's. `extra` batches are timed too: their seconds a round.
     """
     timed = {f"{batch}x{length}": random_inputs(vocab_size, batch, length, runs) for batch, length in shapes}
     turns = [take_turns(files, timed | (extra or {}), provider, 0) for _ in range(rounds)]
@@ -80,8 +80,9 @@ def time_files(files: dict[str, tuple[Path, str]], reference: str, shapes, vocab
                   f"({min(ratios):.2f} to {max(ratios):.2f} by round)", flush=True)
     seconds = {key: {name: [sum(turn[name]["ms"][key]) / 1e3 for turn in turns] for name in files}
                for key in extra or ()}
-    memory = {name: statistics.median(turn[name]["peak_memory_mb"] for turn in turns) for name in files}
-    return {"latency": latency, "peak_memory_mb": memory, "seconds": seconds}
+    memory, load = ({name: statistics.median(turn[name][key] for turn in turns) for name in files}
+                    for key in ("peak_memory_mb", "load_ms"))
+    return {"latency": latency, "peak_memory_mb": memory, "load_ms": load, "seconds": seconds}
 
 
 def step_worker(pipe, config_dir: Path, simulate, autocast: bool) -> None:

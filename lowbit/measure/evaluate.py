@@ -81,7 +81,8 @@ def record_of(path: Path, outputs: dict[str, np.ndarray], reference: dict[str, n
         "all_against_fp32": difference(ours, base, task),
         "points_lost": lost, "loss": {**loss_interval(truth, ours, base, task), "texts": len(truth)},
         "model_size": size, "compression": base_size / size, **timings[shapes[-1]], "timings": timings,
-        "peak_memory_mb": memory, "memory_saving": 1 - memory / base_memory}
+        "peak_memory_mb": memory, "memory_saving": 1 - memory / base_memory,
+        "load_ms": statistics.median(turn["load_ms"] for turn in turns)}
     for key, suffix in ((SORTED, ""), (PADDED, "_padded")):
         if key in turns[0]["ms"]:
             seconds, other = ([sum(turn["ms"][key]) / 1e3 for turn in side] for side in (turns, theirs))

@@ -24,6 +24,7 @@ answer}; the first file is FP32, which the others are measured beside. A record 
   texts_per_second  batches of BATCH_SIZE sorted by length; texts_per_second_padded: in the file's order, padded to the
                     longest input; throughput, throughput_padded: times FP32's
   peak_memory_mb    MB of the process that ran the timed batches; memory_saving: share of FP32's that is saved
+  load_ms           from the file to a session that can run, the runtime's import aside
   batch_dependence  texts, flips, max_logit_difference: each text alone against other batches, orders and padding
   census, linear_weights_mb, making, recipe   in an experiment: graph/census.py, MB, seconds and MB of making the file
 """
@@ -93,6 +94,7 @@ METRICS = {metric.key: metric for metric in (
     Metric("throughput_padded", "throughput, padded", "{:.2f}x", HIGHER),
     Metric("peak_memory_mb", "peak MB", "{:.0f}", LOWER),
     Metric("memory_saving", "memory saved, %", "{:.0f}", HIGHER, 100),
+    Metric("load_ms", "load ms", "{:.0f}", LOWER),
     Metric("batch_dependence.flips", "labels that change", "{:d}", LOWER),
     Metric("batch_dependence.texts", "of texts", "{:d}"),
     Metric("batch_dependence.max_logit_difference", "largest logit change", "{:.1e}", LOWER),

@@ -30,8 +30,9 @@ def table_lines(results: dict) -> list[str]:
     for key in ("texts_per_second", "texts_per_second_padded"):
         (metric,) = metrics(key)
         line(metric, base, ours, f"{ours[key.replace('texts_per_second', 'throughput')]:.2f}x")
-    (memory,) = metrics("peak_memory_mb")
+    memory, load = metrics("peak_memory_mb", "load_ms")
     line(memory, base, ours, f"{100 * (1 - ours['memory_saving']):.1f} %")
+    line(load, base, ours, f"{ours['load_ms'] / base['load_ms']:.2f}x")
     return lines
 
 

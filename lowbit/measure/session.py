@@ -110,6 +110,10 @@ class Session:
         """Largest resident memory of the process so far."""
         return self._ask("memory", [])
 
+    def load_ms(self) -> float:
+        """Time that the process took from the file's path to a session that can run, its imports aside."""
+        return self._ask("load", [])
+
 
 def random_inputs(vocab_size: int, batch: int, length: int, count: int,
                   names: tuple[str, ...] = INPUT_NAMES) -> list[dict]:
@@ -133,15 +137,15 @@ def take_turns(files: dict[str, tuple[Path, str]], timed: dict[str, list[dict]],
                threads: int) -> dict[str, dict]:
     """One turn of each (file, runtime), in a process of its own.
 
-    Name -> {"ms": key of `timed` -> ms of each batch, WARMUP uncounted ones aside, "peak_memory_mb"}, or {"error"} of a
-    file that cannot run.
+    Name -> {"ms": key of `timed` -> ms of each batch, WARMUP uncounted ones aside, "peak_memory_mb", "load_ms"}, or
+    {"error"} of a file that cannot run.
     """
     turns = {}
     for name, (path, runtime) in files.items():
         try:
             with Session(path, provider, threads, runtime) as session:
                 turns[name] = {"ms": {key: session.milliseconds(inputs) for key, inputs in timed.items()},
-                               "peak_memory_mb": session.peak_memory_mb()}
+                               "peak_memory_mb": session.peak_memory_mb(), "load_ms": session.load_ms()}
         except RuntimeError as error:
             turns[name] = {"error": str(error)}
     return turns

@@ -6,6 +6,7 @@ and answers are pickles on standard input and output, exchanged with the parent 
 """
 
 import contextlib
+import importlib
 import os
 import pickle
 import resource
@@ -64,7 +65,10 @@ def main(path: str, runtime: str, provider: str, threads: int) -> None:
         answers.flush()
 
     try:
+        importlib.import_module(runtime)  # before the clock starts
+        started = time.perf_counter()
         run = OPENERS[runtime](path, provider, threads)
+        load_ms = 1e3 * (time.perf_counter() - started)
     except Exception as error:  # told to the parent, which raises it there
         answer(f"{type(error).__name__}: {error}")
         return
@@ -74,8 +78,8 @@ def main(path: str, runtime: str, provider: str, threads: int) -> None:
             command, batches, warmup = pickle.load(requests)
         except EOFError:
             return
-        if command == "memory":
-            answer(peak_memory_mb())
+        if command in ("memory", "load"):
+            answer(peak_memory_mb() if command == "memory" else load_ms)
             continue
         for batch in batches[:warmup]:
             run(batch)

@@ -168,6 +168,7 @@ def test_every_measured_run_counts_once(session, finished_folder):
                        {"1x8": inputs, "sorted": inputs[:2]}, CPU, 1)
     assert [len(turns["FP32"]["ms"][key]) for key in ("1x8", "sorted")] == [7, 2]
     assert turns["FP32"]["peak_memory_mb"] > 20
+    assert 1 < turns["FP32"]["load_ms"] < 10_000
     assert "none.onnx" in turns["broken"]["error"]
 
 

@@ -32,7 +32,7 @@ def results_of(name: str, folder) -> dict:
         files[method] = folder / f"<b>{method}.onnx"
         files[method].write_bytes(bytes(100_000 // (number + 1)))
         turns[method] = [{"ms": {"1x128": [(9 + run + turn) / (number + 1) for run in range(2)]},
-                          "peak_memory_mb": 100.0 - number} for turn in range(2)]
+                          "peak_memory_mb": 100.0 - number, "load_ms": 20.0} for turn in range(2)]
     records = {}
     for number, method in enumerate(METHODS):
         outputs = {split: values.copy() for split, values in right.items()}

@@ -63,7 +63,8 @@ def time_files(files: dict[str, tuple[Path, str]], reference: str, shapes, vocab
     """Median times of each (file, runtime) at `shapes` (batch, tokens), a process each in every turn, in turns.
 
     `latency` maps "16x64" to name -> median_ms, ratio (how many times the reference's speed: the median of the rounds'
-    ratios) and round_ratios; `peak_memory_mb` and `load_ms` are each process's. `extra` batches are timed too: their seconds a round.
+    ratios) and round_ratios; `peak_memory_mb` and `load_ms` are each process's. `extra` batches are timed too: their
+    seconds a round.
     """
     timed = {f"{batch}x{length}": random_inputs(vocab_size, batch, length, runs) for batch, length in shapes}
     turns = [take_turns(files, timed | (extra or {}), provider, 0) for _ in range(rounds)]

@@ -1,0 +1,131 @@
+"""Benchmark: what training is worth at 4, 2 and 1.6 bits, beside rounding, GPTQ, an FP32 twin and INT8.
+
+Reads   MODEL_NAME                          a fine-tuned model: start, teacher, and what is rounded without training
+        DATA_DIR/{train,valid,test}.tsv
+Writes  results/low_bits.json and .md, and models/<PREFIX><format>-<seed>/, a run of the four stages each
+
+The twin is trained in FP32 for the same steps with the same teacher. A run that is finished is read, not repeated.
+"""
+import logging
+import random
+import statistics
+import subprocess
+import sys
+
+import onnx
+from bert_base import time_files
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from lowbit.data.task import read_task
+from lowbit.data.tokens import load_reader
+from lowbit.data.tsv import read_split
+from lowbit.graph.export import ONNX
+from lowbit.int4.arithmetic import FP32
+from lowbit.measure.score import compare, quick_score
+from lowbit.measure.session import Session
+from lowbit.pipeline.files import ROOT, file_bytes, resolve, run_dir, shown, write_json, write_text
+from lowbit.pipeline.machine import machine, versions
+from lowbit.pipeline.manifest import shipped, stages_of
+from lowbit.pipeline.settings import chosen
+from lowbit.pipeline.stage import run_stage
+from lowbit.ptq.per_channel import quantize_per_channel, second_moments
+
+# ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
+MODEL_NAME = "models/bert-mini-id"  # folder of a fine-tuned model
+DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv
+PREFIX = "bench-"               # start of the runs' names under models/
+SEEDS = "1,2,3"                 # a training run of each format and of the twin for each
+FORMATS = ""                    # some of w4t4, w2t4, w2t2, w1t2, with commas; "" = all
+MORE = ""                       # flags of every training besides, such as "--num-epochs 6"
+CALIBRATION_TEXTS = 512         # GPTQ: texts of train
+ROUNDS = 5                      # turns that the files of the first seed take when their speed is measured
+RUNS = 30                       # measured runs a turn and shape
+# --------------------------------------------------------------------------------------------------
+
+BITS = {"w4t4": (4.0, 4.0), "w2t4": (2.0, 4.0), "w2t2": (2.0, 2.0), "w1t2": (1.6, 2.0)}  # of weights, of tables
+SHAPES = ((1, 32), (1, 128), (16, 64))
+TRAIN, EXPORT, QUANTIZE = (f"int4_eager/{name}.py" for name in (
+    "train_qat_int4", "export_to_onnx", "quantize_onnx_int4"))
+
+
+def trained(name: str, seed: int, flags: list[str], packed: bool):
+    """Folder of a run that went through stages 1 to 3 (2 without `packed`), made if it is not there."""
+    run = f"{PREFIX}{name}-{seed}"
+    train = ["--model-name", MODEL_NAME, "--data-dir", DATA_DIR, "--seed", str(seed), *MORE.split()]
+    steps = {TRAIN: train + flags, EXPORT: []} | ({QUANTIZE: flags} if packed else {})
+    for stage, given in steps.items():
+        if stage not in stages_of(run_dir(run)):
+            subprocess.run([sys.executable, ROOT / stage, "--run", run, *given], check=True)
+    return run_dir(run)
+
+
+def rounded_files(fp32, formats: list[str], folder, rows) -> dict:
+    """Name -> file of the FP32 model without training: INT8, and each format rounded and by GPTQ."""
+    files = {"INT8": folder / "int8.onnx"}
+    logging.getLogger().setLevel(logging.ERROR)
+    quantize_dynamic(onnx.load(fp32), files["INT8"], weight_type=QuantType.QInt8,
+                     op_types_to_quantize=["MatMul", "Gather"])
+    moments = folder / "moments.npz"
+    second_moments(fp32, moments, random.Random(0).sample(rows, CALIBRATION_TEXTS))
+    for name in formats:
+        for how, given in (("rounded", None), ("GPTQ", moments)):
+            files[f"{name} {how}"] = folder / f"{name}-{how}.onnx"
+            quantize_per_channel(fp32, files[f"{name} {how}"], *BITS[name], given)
+    return files
+
+
+def outputs_of(path, rows: dict, pad_id: int) -> dict:
+    """Split -> outputs, one text at a time."""
+    with Session(path, "CPUExecutionProvider", 0) as session:
+        return {split: session.logits(some, pad_id) for split, some in rows.items()}
+
+
+def main(settings):
+    seeds, formats = [int(seed) for seed in SEEDS.split(",")], chosen(FORMATS, BITS, "FORMATS")
+    runs = {}
+    for seed in seeds:
+        for name in formats:
+            bits, tables = (f"{one:g}" for one in BITS[name])
+            runs[name, seed] = trained(name, seed, ["--bits", bits, "--table-bits", tables], packed=True)
+        runs["twin", seed] = trained("twin", seed, ["--no-qat"], packed=False)
+    first = runs["twin", seeds[0]]
+    reader, task, fp32 = load_reader(first), read_task(first), first / FP32
+    data = {split: read_split(resolve(DATA_DIR), split, task) for split in ("train", "valid", "test")}
+    rows = {split: reader.rows(texts) for split, (texts, _) in data.items()}
+    train_rows = rows.pop("train")
+    files = {("FP32", 0): fp32}
+    files |= {(name, 0): path for name, path in rounded_files(fp32, formats, first, train_rows).items()}
+    files |= {(f"{name} QAT" if name != "twin" else "FP32 twin", seed):
+              folder / (shipped(folder)["file"] if name != "twin" else ONNX) for (name, seed), folder in runs.items()}
+    found = {key: outputs_of(path, rows, reader.pad_id) for key, path in files.items()}
+    records, names = {}, list(dict.fromkeys(name for name, _ in files))
+    for name in names:
+        each = [key for key in files if key[0] == name]
+        records[name] = {"size_mb": file_bytes(files[each[0]]) / 1e6, "seeds": [seed for _, seed in each]} | {
+            split: [quick_score(data[split][1], found[key][split], task) for key in each] for split in rows}
+        if name.endswith("QAT"):
+            other = found[name.replace("QAT", "rounded"), 0]["test"]
+            records[name]["against_rounded"] = [compare(data["test"][1], found[key]["test"], other, task)
+                                                for key in each]
+            records[name]["against_twin"] = [compare(
+                data["test"][1], found[key]["test"], found["FP32 twin", key[1]]["test"], task) for key in each]
+    lines = ["| file | MB | valid macro-F1 (each) | test macro-F1 (each) | test accuracy |", "|---|---|---|---|---|"]
+    for name, record in records.items():
+        cells = [", ".join(f"{100 * one['macro_f1']:.2f}" for one in record[split]) for split in ("valid", "test")]
+        means = [f"{100 * statistics.mean(one[key] for one in record[split]):.2f}" for split, key in (
+            ("valid", "macro_f1"), ("test", "macro_f1"), ("test", "accuracy"))]
+        lines.append(f"| {name} | {record['size_mb']:.2f} | {means[0]} ({cells[0]}) | {means[1]} ({cells[1]}) | "
+                     f"{means[2]} |")
+    print(*lines, sep="\n", flush=True)
+    timed = time_files({name: (files[name, 0 if (name, 0) in files else seeds[0]], "onnxruntime") for name in names
+                        if name in ("FP32", "INT8") or name.endswith("QAT")}, "INT8", SHAPES, len(reader.tokenizer),
+                       ROUNDS, RUNS)
+    out = ROOT / "results" / "low_bits"
+    write_json(out.with_suffix(".json"), {"machine": machine(), "versions": versions(), "settings": settings,
+                                          "files": records, **timed})
+    write_text(out.with_suffix(".md"), "\n".join(lines) + "\n")
+    print(f"wrote {shown(out)}.json and .md")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

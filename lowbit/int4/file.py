@@ -11,7 +11,7 @@ table of many words stays packed: its rows are unpacked as they are looked up, w
 import numpy as np
 import onnx
 
-from lowbit.graph.names import LOOK_UP, dequantized, module_of
+from lowbit.graph.names import LOOK_UP, dequantized, module_of, shorten_names
 from lowbit.graph.writer import GraphWriter
 from lowbit.int4.levels import LEVELS, Levels, pack, table_of
 
@@ -149,4 +149,6 @@ def write(exported: onnx.ModelProto, modules: dict) -> onnx.ModelProto:
         wanted.discard(name)
     if wanted:
         raise RuntimeError(f"the exported graph has no product for {', '.join(sorted(wanted))}")
-    return writer.model(exported)
+    made = writer.model(exported)
+    shorten_names(made)
+    return made

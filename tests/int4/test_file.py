@@ -58,6 +58,12 @@ def made(tiny_model, tmp_path_factory):
     return make
 
 
+def packed_of(model: onnx.ModelProto, cast: str) -> onnx.TensorProto:
+    """The bytes that the operator whose name ends so takes."""
+    node = next(node for node in model.graph.node if node.name.endswith(cast))
+    return next(tensor for tensor in model.graph.initializer if tensor.name == node.input[0])
+
+
 @bits
 @modes
 def test_file_stores_what_is_simulated(made, bits, mode):
@@ -68,7 +74,7 @@ def test_file_stores_what_is_simulated(made, bits, mode):
     assert sum(name.endswith("weight.scale") for name in simulated) == LINEAR_LAYERS + TABLES
     assert differing(stored_tensors(path), simulated) == []
     changed = onnx.load(path)
-    tensor = next(tensor for tensor in changed.graph.initializer if tensor.name.endswith("key/weight/packed"))
+    tensor = packed_of(changed, "key/weight/Cast")
     tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
     onnx.save(changed, path.with_name("changed.onnx"))
     (wrong,) = differing(stored_tensors(path.with_name("changed.onnx")), simulated)
@@ -98,9 +104,8 @@ def test_large_models_are_written_for_less_memory(made, bits, mode):
     model, path = made(bits, mode, large=True)
     _, small = made(bits, mode)
     assert differing(stored_tensors(path), simulated_tensors(model)) == []
-    types = {tensor.name: tensor.data_type for tensor in onnx.load(path).graph.initializer}
-    wide = [name for name, kind in types.items() if kind == onnx.TensorProto.UINT16]
-    assert sum(name.endswith("output/dense/weight/packed") for name in wide) == 2
+    wide = [tensor for tensor in onnx.load(path).graph.initializer if tensor.data_type == onnx.TensorProto.UINT16]
+    assert len(wide) == 2 * 2  # a layer's two products of 32 x 64
     found = census(path)
     packed = LINEAR_LAYERS + TABLES - HEAD
     assert found["packed"] == {"stored": packed, "unpacked_at_load": packed - 2, "rows": 2}
@@ -116,7 +121,7 @@ def test_census_sees_a_look_up_that_stays(made, tmp_path):
     """Bytes that are an input of the graph, and no constant, cannot be unpacked when the session is made."""
     _, path = made(2.0, "dynamic")
     model = onnx.load(path)
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("key/weight/packed"))
+    tensor = packed_of(model, "key/weight/Cast")
     shape = [f"n{size}" for size in range(2)]
     model.graph.initializer.remove(tensor)
     model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, onnx.TensorProto.UINT8, shape))
@@ -176,8 +181,9 @@ def test_bytes_are_at_their_bits(made):
     """The weights of the layers take an eighth, a sixteenth and a twentieth of FP32's bytes."""
     sizes = {}
     for bits in WIDTHS:
-        tensors = [tensor for tensor in onnx.load(made(bits, "dynamic")[1]).graph.initializer
-                   if "encoder" in tensor.name and tensor.name.endswith("/packed")]
+        model = onnx.load(made(bits, "dynamic")[1])
+        tensors = [packed_of(model, node.name) for node in model.graph.node
+                   if "encoder" in node.name and node.name.endswith("weight/Cast")]
         assert len(tensors) == LINEAR_LAYERS - HEAD
         sizes[bits] = sum(len(tensor.raw_data) for tensor in tensors)
     weights = 2 * (4 * 32 * 32 + 2 * 32 * 64)

@@ -1,10 +1,13 @@
 """Half precision simulated in training: what the FP16 file holds in FP16 is rounded to FP16 in the forward pass.
 
-Rounded (IEEE 754 binary16, half to even) are weights, inputs and outputs of every matrix product, LayerNorm and
-softmax, and embedding rows; sums, means and exponentials stay FP32, as kernels compute them. Operators are those of
-the exported graph, so that FP32_OPS means the same in training and in the file: a value is rounded unless both the
-operator that makes it and the one that takes it are kept in FP32. Gradients pass rounding unchanged
-(straight-through, Bengio et al. 2013, arXiv:1308.3432); parameters stay FP32 master weights under their own names.
+    fp16(x) = x.half().float()                                                IEEE 754 binary16, half to even
+    y = fp16(fp16(x) @ fp16(w).T + fp16(bias))                                Linear; LayerNorm, softmax likewise
+    row = fp16(table[id])
+
+Sums, means and exponentials stay FP32, as kernels compute them. Operators are those of the exported graph, so that
+FP32_OPS means the same in training and in the file: a value is rounded unless both the operator that makes it and the
+one that takes it are kept in FP32. Gradients pass rounding unchanged (straight-through, Bengio et al. 2013,
+arXiv:1308.3432); parameters stay FP32 master weights under their own names.
 """
 
 import difflib

@@ -48,10 +48,10 @@ class _Writer(GraphWriter):
         """Bytes (or pairs of bytes, if wide) of tensor `source` as levels of `shape`, cut to their columns, INT8."""
         index = self.node("Cast", [source], f"{path}/index", f"{path}/Cast", to=onnx.TensorProto.INT32)
         found = self.node("Gather", [self.table(levels, wide), index], f"{path}/levels", f"{path}/Gather")
-        shape = self.constant(f"{path}/shape", np.array(shape, np.int64))
+        target = self.constant(f"{path}/shape", np.array(shape, np.int64))
         if columns % (levels.a_byte * (1 + wide)) == 0:
-            return self.node("Reshape", [found, shape], f"{path}/integers", f"{path}/Reshape")
-        rows = self.node("Reshape", [found, shape], f"{path}/filled", f"{path}/Reshape")
+            return self.node("Reshape", [found, target], f"{path}/integers", f"{path}/Reshape")
+        rows = self.node("Reshape", [found, target], f"{path}/filled", f"{path}/Reshape")
         edges = [self.constant(f"{path}/{name}", np.array([value], np.int64))
                  for name, value in (("start", 0), ("end", columns), ("axis", -1))]
         return self.node("Slice", [rows, *edges], f"{path}/integers", f"{path}/Slice")

@@ -47,6 +47,10 @@ class _ToLevels(torch.autograd.Function):
 class _FewLevels:
     """What Linear layers and tables of few levels share: `log_scale` [rows], `levels`, and what the file stores."""
 
+    weight: torch.Tensor
+    log_scale: torch.Tensor
+    levels: Levels
+
     def start_from_weight(self) -> None:
         """Set the scales to those of least squared error."""
         with torch.no_grad():

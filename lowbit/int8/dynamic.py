@@ -1,10 +1,13 @@
 """Fake-quantization with the arithmetic that ONNX Runtime's dynamic INT8 file executes.
 
-Linear layers: weight int8, symmetric, scale = max|w| / 127 (per tensor, or per output channel); input
-uint8, asymmetric, its range measured on the whole tensor at run time and widened to hold zero, as the
-ONNX operator DynamicQuantizeLinear (opset 11) defines. The product is taken of the *integers* and scaled
-once, as MatMulInteger does: sums up to 2**24 are exact in FP32, and operands of 8 bits are exact in BF16,
-so autocast changes nothing about them. Embedding tables: uint8, asymmetric, per tensor, range holding zero.
+    w_int = round(w / w_scale);  w_scale = max|w| / 127                       int8, per tensor or per output channel
+    x_int = clamp(round(x / x_scale) + zero_point, 0, 255)                    uint8, of the whole tensor at run time
+    x_scale = (max(x, 0) - min(x, 0)) / 255;  zero_point = round(-min(x, 0) / x_scale)
+    y = ((x_int - zero_point) @ w_int.T) * (x_scale * w_scale) + bias
+
+The range of x is that of the ONNX operator DynamicQuantizeLinear (opset 11). The product is taken of the *integers* and
+scaled once, as MatMulInteger does: sums up to 2**24 are exact in FP32, and operands of 8 bits are exact in BF16, so
+autocast changes nothing about them. Embedding tables are uint8 by the formula of x, with a range of their own.
 Gradients pass rounding unchanged (straight-through, Bengio et al. 2013, arXiv:1308.3432).
 """
 

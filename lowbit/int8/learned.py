@@ -1,9 +1,13 @@
 """Fake-quantization with activation scales that are learned in training and stored in the file.
 
+    w_int = round(w / w_scale);  w_scale = max|w| / 127                       int8, per tensor or per output channel
+    x_int = clamp(round(x / x_scale) + zero_point, low, high)                 x_scale trained, zero_point calibrated
+    y = ((x_int - zero_point) @ w_int.T) * (x_scale * w_scale) + bias
+
 Both sides of every matrix product are 8-bit integers, and the product of the integers is scaled once, as the integer
-kernels do that runtimes put in place of Q/DQ pairs. Activations: one trained scale a tensor (LSQ: Esser et al. 2020,
-arXiv:1902.08153), int8 with zero point 0, or uint8 with the zero point that calibration found. Weights: int8,
-symmetric, scale max|w| / 127; embedding tables likewise, per tensor. No range depends on the batch at run time.
+kernels do that runtimes put in place of Q/DQ pairs. Activations have one trained scale a tensor (LSQ: Esser et al.
+2020, arXiv:1902.08153): int8 with zero point 0, or uint8 with the zero point that calibration found. Embedding tables
+are int8 by the formula of w, per tensor. No range depends on the batch at run time.
 """
 
 import torch

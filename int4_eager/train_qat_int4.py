@@ -16,7 +16,7 @@ from lowbit.pipeline.files import resolve
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.calibration import calibrate_scales, observed_ranges, range_lines
-from lowbit.training.distillation import follower
+from lowbit.training.distillation import drop_nothing, follower
 from lowbit.training.fine_tune import autocast_dtype, fine_tune
 from lowbit.training.lsq import refuse_lost_scales
 from lowbit.training.weights import save_state
@@ -43,6 +43,7 @@ ACTIVATION_RANGES = "dynamic"   # dynamic: measured over each batch at run time;
 TARGET = "openvino"             # learned only: openvino or tensorrt (int8, zero point 0), onnxruntime (uint8)
 QUANTIZE_ATTENTION = True       # learned only: attention's two products on integers as well
 CALIBRATION_TEXTS = 512         # learned only: texts of train that the activation scales start from
+DROPOUT = False                 # drop values in training, as the encoder's configuration says
 DISTIL = True                   # follow the outputs of MODEL_NAME as it was before training, beside the labels
 AUTOCAST = False                # BF16 arithmetic in training steps where the device has it
 # --------------------------------------------------------------------------------------------------
@@ -66,6 +67,8 @@ def main(settings):
                   "trained for these labels, so that nothing can be learned from it: fine-tune it first (`python "
                   "ptq/finetune_fp32.py`), or train on the labels alone with --no-distil")
             trainer.teacher = copy.deepcopy(model)
+        if not DROPOUT:
+            drop_nothing(model)
         if QAT:
             start_scales(simulate(model, settings))
         if learned:

@@ -59,15 +59,15 @@ def write_results(result: dict, name: str, folder: Path, keep: bool) -> None:
 
 
 def time_files(files: dict[str, tuple[Path, str]], reference: str, shapes, vocab_size: int, rounds: int, runs: int,
-               provider: str = "CPUExecutionProvider", extra: dict | None = None) -> dict:
+               provider: str = "CPUExecutionProvider", extra: dict | None = None, threads: int = 0) -> dict:
     """Median times of each (file, runtime) at `shapes` (batch, tokens), a process each in every turn, in turns.
 
     `latency` maps "16x64" to name -> median_ms, ratio (how many times the reference's speed: the median of the rounds'
     ratios) and round_ratios; `peak_memory_mb` and `load_ms` are each process's. `extra` batches are timed too: their
-    seconds a round.
+    seconds a round. `threads` of each session; 0 = every core.
     """
     timed = {f"{batch}x{length}": random_inputs(vocab_size, batch, length, runs) for batch, length in shapes}
-    turns = [take_turns(files, timed | (extra or {}), provider, 0) for _ in range(rounds)]
+    turns = [take_turns(files, timed | (extra or {}), provider, threads) for _ in range(rounds)]
     latency = {}
     for shape in timed:
         medians = {name: [statistics.median(turn[name]["ms"][shape]) for turn in turns] for name in files}

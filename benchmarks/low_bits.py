@@ -1,10 +1,11 @@
-"""Benchmark: what training is worth at 4, 2 and 1.6 bits, beside rounding, GPTQ, an FP32 twin and INT8.
+"""Benchmark: what training is worth at 4, 2 and 1.6 bits, beside rounding, GPTQ, MatMulNBits, an FP32 twin and INT8.
 
 Reads   MODEL_NAME                          a fine-tuned model: start, teacher, and what is rounded without training
         DATA_DIR/{train,valid,test}.tsv
-Writes  results/low_bits.json and .md, and models/<PREFIX><format>-<seed>/, a run of the four stages each
+Writes  results/low_bits.json, .md and .png, and models/<PREFIX><format>-<seed>/, a run of the four stages each
 
-The twin is trained in FP32 for the same steps with the same teacher. A run that is finished is read, not repeated.
+The twin is trained in FP32 for the same steps with the same teacher. A run that is finished is read, not repeated: a
+benchmark that was stopped is told what it has by --no-train-missing.
 """
 import logging
 import random
@@ -14,6 +15,7 @@ import sys
 
 import onnx
 from bert_base import time_files
+from matplotlib.figure import Figure
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lowbit.data.task import read_task
@@ -26,8 +28,9 @@ from lowbit.measure.session import Session
 from lowbit.pipeline.files import ROOT, file_bytes, resolve, run_dir, shown, write_json, write_text
 from lowbit.pipeline.machine import machine, versions
 from lowbit.pipeline.manifest import shipped, stages_of
-from lowbit.pipeline.settings import chosen
+from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import run_stage
+from lowbit.ptq.methods import quantize
 from lowbit.ptq.per_channel import quantize_per_channel, second_moments
 
 # ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
@@ -35,36 +38,46 @@ MODEL_NAME = "models/bert-mini-id"  # folder of a fine-tuned model
 DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv
 PREFIX = "bench-"               # start of the runs' names under models/
 SEEDS = "1,2,3"                 # a training run of each format and of the twin for each
-FORMATS = ""                    # some of w4t4, w2t4, w2t2, w1t2, with commas; "" = all
+FORMATS = ""                    # some of w2t4, w4t4, w2t2, w1t2, with commas; "" = all
 MORE = ""                       # flags of every training besides, such as "--num-epochs 6"
+TRAIN_MISSING = True            # train the runs that are not there; off: tell what there is
 CALIBRATION_TEXTS = 512         # GPTQ: texts of train
 ROUNDS = 5                      # turns that the files of the first seed take when their speed is measured
 RUNS = 30                       # measured runs a turn and shape
+THREADS = 0                     # of each session whose speed is measured; 0 = every core
 # --------------------------------------------------------------------------------------------------
 
-BITS = {"w4t4": (4.0, 4.0), "w2t4": (2.0, 4.0), "w2t2": (2.0, 2.0), "w1t2": (1.6, 2.0)}  # of weights, of tables
+BITS = {"w2t4": (2.0, 4.0), "w4t4": (4.0, 4.0), "w2t2": (2.0, 2.0), "w1t2": (1.6, 2.0)}  # of weights, of tables
+NBITS = {f"MatMulNBits {name}": {"kind": "int4", "algorithm": name.lower(), "symmetric": False, "block_size": 32}
+         for name in ("RTN", "HQQ")}
 SHAPES = ((1, 32), (1, 128), (16, 64))
 TRAIN, EXPORT, QUANTIZE = (f"int4_eager/{name}.py" for name in (
     "train_qat_int4", "export_to_onnx", "quantize_onnx_int4"))
 
 
-def trained(name: str, seed: int, flags: list[str], packed: bool):
-    """Folder of a run that went through stages 1 to 3 (2 without `packed`), made if it is not there."""
+def trained(name: str, seed: int):
+    """Folder of a run that went through stages 1 to 3, the twin through two; None if it is not there nor to be made."""
     run = f"{PREFIX}{name}-{seed}"
+    flags = ["--no-qat"] if name == "twin" else ["--bits", f"{BITS[name][0]:g}", "--table-bits", f"{BITS[name][1]:g}"]
     train = ["--model-name", MODEL_NAME, "--data-dir", DATA_DIR, "--seed", str(seed), *MORE.split()]
-    steps = {TRAIN: train + flags, EXPORT: []} | ({QUANTIZE: flags} if packed else {})
+    steps = {TRAIN: train + flags, EXPORT: []} | ({} if name == "twin" else {QUANTIZE: flags})
     for stage, given in steps.items():
         if stage not in stages_of(run_dir(run)):
+            if not TRAIN_MISSING:
+                return None
             subprocess.run([sys.executable, ROOT / stage, "--run", run, *given], check=True)
     return run_dir(run)
 
 
 def rounded_files(fp32, formats: list[str], folder, rows) -> dict:
-    """Name -> file of the FP32 model without training: INT8, and each format rounded and by GPTQ."""
+    """Name -> file of the FP32 model without training: INT8, MatMulNBits, and each format rounded and by GPTQ."""
     files = {"INT8": folder / "int8.onnx"}
     logging.getLogger().setLevel(logging.ERROR)
     quantize_dynamic(onnx.load(fp32), files["INT8"], weight_type=QuantType.QInt8,
                      op_types_to_quantize=["MatMul", "Gather"])
+    for name, recipe in NBITS.items():
+        files[name] = folder / f"{name.replace(' ', '-')}.onnx"
+        quantize(fp32, files[name], recipe, folder, {"QUANTIZE_EMBEDDINGS": True})
     moments = folder / "moments.npz"
     second_moments(fp32, moments, random.Random(0).sample(rows, CALIBRATION_TEXTS))
     for name in formats:
@@ -80,15 +93,33 @@ def outputs_of(path, rows: dict, pad_id: int) -> dict:
         return {split: session.logits(some, pad_id) for split, some in rows.items()}
 
 
+def picture(files: dict, latency: dict, shape: str) -> Figure:
+    """Size against time at `shape`, each file's loss of macro-F1 on valid as its colour."""
+    mean = {name: 100 * statistics.mean(one["macro_f1"] for one in files[name]["valid"]) for name in latency}
+    figure = Figure(figsize=(7.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    sizes, times = ([each[name] for name in latency] for each in (
+        {name: files[name]["size_mb"] for name in latency}, {name: latency[name]["median_ms"] for name in latency}))
+    drawn = axis.scatter(sizes, times, c=[mean["FP32"] - mean[name] for name in latency], cmap="RdYlGn_r", s=60,
+                         edgecolors="#57606a", linewidths=0.6)
+    for name, size, time in zip(latency, sizes, times, strict=True):
+        axis.annotate(name, (size, time), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axis.set(xscale="log", xlabel="file, MB (logarithmic)", ylabel=f"median ms of {shape.replace('x', ' × ')} tokens")
+    axis.set_ylim(0)
+    axis.margins(x=0.15)
+    figure.colorbar(drawn, label="points of macro-F1 below FP32, valid")
+    return figure
+
+
 def main(settings):
     seeds, formats = [int(seed) for seed in SEEDS.split(",")], chosen(FORMATS, BITS, "FORMATS")
     runs = {}
     for seed in seeds:
-        for name in formats:
-            bits, tables = (f"{one:g}" for one in BITS[name])
-            runs[name, seed] = trained(name, seed, ["--bits", bits, "--table-bits", tables], packed=True)
-        runs["twin", seed] = trained("twin", seed, ["--no-qat"], packed=False)
-    first = runs["twin", seeds[0]]
+        for name in (formats[0], "twin", *formats[1:]):
+            if folder := trained(name, seed):
+                runs[name, seed] = folder
+    check(runs, f"PREFIX is {PREFIX!r}, and no such run is finished: leave out --no-train-missing")
+    first = next(iter(runs.values()))
     reader, task, fp32 = load_reader(first), read_task(first), first / FP32
     data = {split: read_split(resolve(DATA_DIR), split, task) for split in ("train", "valid", "test")}
     rows = {split: reader.rows(texts) for split, (texts, _) in data.items()}
@@ -108,7 +139,8 @@ def main(settings):
             records[name]["against_rounded"] = [compare(data["test"][1], found[key]["test"], other, task)
                                                 for key in each]
             records[name]["against_twin"] = [compare(
-                data["test"][1], found[key]["test"], found["FP32 twin", key[1]]["test"], task) for key in each]
+                data["test"][1], found[key]["test"], found["FP32 twin", key[1]]["test"], task)
+                for key in each if ("FP32 twin", key[1]) in found]
     lines = ["| file | MB | valid macro-F1 (each) | test macro-F1 (each) | test accuracy |", "|---|---|---|---|---|"]
     for name, record in records.items():
         cells = [", ".join(f"{100 * one['macro_f1']:.2f}" for one in record[split]) for split in ("valid", "test")]
@@ -117,14 +149,15 @@ def main(settings):
         lines.append(f"| {name} | {record['size_mb']:.2f} | {means[0]} ({cells[0]}) | {means[1]} ({cells[1]}) | "
                      f"{means[2]} |")
     print(*lines, sep="\n", flush=True)
-    timed = time_files({name: (files[name, 0 if (name, 0) in files else seeds[0]], "onnxruntime") for name in names
-                        if name in ("FP32", "INT8") or name.endswith("QAT")}, "INT8", SHAPES, len(reader.tokenizer),
-                       ROUNDS, RUNS)
+    timed = time_files({name: (next(files[key] for key in files if key[0] == name), "onnxruntime") for name in names
+                        if name in ("FP32", "INT8", *NBITS) or name.endswith("QAT")}, "INT8", SHAPES,
+                       len(reader.tokenizer), ROUNDS, RUNS, threads=THREADS)
     out = ROOT / "results" / "low_bits"
     write_json(out.with_suffix(".json"), {"machine": machine(), "versions": versions(), "settings": settings,
                                           "files": records, **timed})
     write_text(out.with_suffix(".md"), "\n".join(lines) + "\n")
-    print(f"wrote {shown(out)}.json and .md")
+    picture(records, timed["latency"]["1x128"], "1x128").savefig(out.with_suffix(".png"), dpi=150)
+    print(f"wrote {shown(out)}.json, .md and .png")
 
 
 if __name__ == "__main__":

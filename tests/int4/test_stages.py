@@ -120,10 +120,12 @@ def test_other_arithmetic_goes_through(start_flags, eval_flags, flags):
         assert (run_folder(run) / "activation_ranges.png").exists()
 
 
-def test_twin_is_rounded_after_training(start_flags, run_two, small_data, eval_flags):
+def test_twin_is_rounded_after_training(start_flags):
     """--no-qat trains FP32 by the same teacher; stage 3 rounds it with scales of least error."""
     run = new_run()
-    ended_well(run, through(run, (*start_flags, "--no-qat", "--num-epochs", 1), TWO, eval_flags))
+    for name, flags in ((TRAIN, (*start_flags, "--no-qat", "--num-epochs", 1)), (EXPORT, ()), (QUANTIZE, TWO)):
+        done = stage(name, run, *flags)
+        assert done.returncode == 0, done.stderr
     names = torch.load(run_folder(run) / "model_qat.pth", weights_only=True)
     assert not any(name.endswith("log_scale") for name in names)
     assert (run_folder(run) / "model_qat_int2.onnx").exists()
@@ -222,3 +224,31 @@ def test_stages_have_the_names_of_their_siblings():
                     for kind in ("int4", "int8"))
     assert ours == theirs
     assert len(ours) == 4
+
+
+def test_benchmark_tells_what_it_has(run_two, finetuned, small_data):
+    """benchmarks/low_bits.py: a run that is finished is scored and timed beside rounded files; with none it says so."""
+    results = [ROOT / "results" / f"low_bits.{kind}" for kind in ("json", "md", "png")]
+    kept = {path: path.read_bytes() for path in results if path.exists()}
+    prefix = f"{new_run()}-"
+    flags = ("--model-name", finetuned, "--data-dir", small_data, "--prefix", prefix, "--seeds", "901,902",
+             "--formats", "w2t4", "--no-train-missing")
+    done = run_stage_script("low_bits.py", *flags, folder="benchmarks")
+    assert done.returncode == 2
+    assert "no such run is finished" in done.error
+    shutil.copytree(run_folder(run_two), run_folder(f"{prefix}w2t4-902"))
+    try:
+        done = run_stage_script("low_bits.py", *flags, "--calibration-texts", 8, "--rounds", 1, "--runs", 2,
+                                "--threads", 1, folder="benchmarks")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(results[0].read_text())
+        assert results[2].stat().st_size > 10_000
+    finally:
+        for path in results:
+            path.write_bytes(kept[path]) if path in kept else path.unlink(missing_ok=True)
+        shutil.rmtree(run_folder(f"{prefix}w2t4-902"))
+    timed = {"FP32", "INT8", "MatMulNBits RTN", "MatMulNBits HQQ", "w2t4 QAT"}
+    assert set(found["latency"]["16x64"]) == timed
+    assert set(found["files"]) == timed | {"w2t4 rounded", "w2t4 GPTQ"}
+    assert found["files"]["w2t4 QAT"]["seeds"] == [902]
+    assert found["files"]["w2t4 QAT"]["size_mb"] < found["files"]["INT8"]["size_mb"]

@@ -167,6 +167,11 @@ def test_the_folders_agree():
     for name in ("MODEL_NAME", "MODEL_REVISION", "DATA_DIR", "CLEANING", "MAX_LENGTH", "NUM_LABELS", "NUM_EPOCHS",
                  "BATCH_SIZE", "LEARNING_RATE", "WARMUP_RATIO", "WEIGHT_DECAY", "SEED"):
         assert len({constants[name] for constants in training}) == 1, name
+    few = constants_of(ROOT / "int4_eager/train_qat_int4.py")  # from a fine-tuned model, by a recipe of its own
+    for name in ("MODEL_REVISION", "DATA_DIR", "CLEANING", "MAX_LENGTH", "NUM_LABELS", "WARMUP_RATIO", "WEIGHT_DECAY",
+                 "SEED"):
+        assert few[name] == training[0][name], name
+    assert few["MODEL_NAME"] == f"models/{training[2]['RUN']}"
     matrix, qat = constants_of(ROOT / "ptq/run_ptq.py"), constants_of(ROOT / "ptq/run_qat.py")
     assert {name: value for name, value in qat.items() if name in matrix} == {
         name: value for name, value in matrix.items() if name in qat}

@@ -4,9 +4,11 @@ Reads   MODEL_NAME                          a fine-tuned model: start, teacher, 
         DATA_DIR/{train,valid,test}.tsv
 Writes  results/low_bits.json, .md and .png, and models/<PREFIX><format>-<seed>/, a run of the four stages each
 
-The twin is trained in FP32 for the same steps with the same teacher. A run that is finished is read, not repeated: a
-benchmark that was stopped is told what it has by --no-train-missing.
+The twin is trained in FP32 for the same steps with the same teacher. A run that is finished is read, not repeated: what
+a stopped benchmark has is told by --no-train-missing. NNCF's 4 bits are a row where it is installed
+(requirements-benchmarks.txt).
 """
+import importlib.util
 import logging
 import random
 import statistics
@@ -16,6 +18,7 @@ import sys
 import onnx
 from bert_base import time_files
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lowbit.data.task import read_task
@@ -50,6 +53,7 @@ THREADS = 0                     # of each session whose speed is measured; 0 = e
 BITS = {"w2t4": (2.0, 4.0), "w4t4": (4.0, 4.0), "w2t2": (2.0, 2.0), "w1t2": (1.6, 2.0)}  # of weights, of tables
 NBITS = {f"MatMulNBits {name}": {"kind": "int4", "algorithm": name.lower(), "symmetric": False, "block_size": 32}
          for name in ("RTN", "HQQ")}
+NNCF = "NNCF 4 bits, OpenVINO"
 SHAPES = ((1, 32), (1, 128), (16, 64))
 TRAIN, EXPORT, QUANTIZE = (f"int4_eager/{name}.py" for name in (
     "train_qat_int4", "export_to_onnx", "quantize_onnx_int4"))
@@ -78,6 +82,9 @@ def rounded_files(fp32, formats: list[str], folder, rows) -> dict:
     for name, recipe in NBITS.items():
         files[name] = folder / f"{name.replace(' ', '-')}.onnx"
         quantize(fp32, files[name], recipe, folder, {"QUANTIZE_EMBEDDINGS": True})
+    if importlib.util.find_spec("nncf"):
+        files[NNCF] = folder / "nncf.xml"
+        nncf_file(fp32, files[NNCF])
     moments = folder / "moments.npz"
     second_moments(fp32, moments, random.Random(0).sample(rows, CALIBRATION_TEXTS))
     for name in formats:
@@ -87,10 +94,31 @@ def rounded_files(fp32, formats: list[str], folder, rows) -> dict:
     return files
 
 
+def nncf_file(fp32, path) -> None:
+    """NNCF's compression of all weights and tables to 4 bits, a scale and a zero point a block of 32."""
+    import nncf
+    import openvino
+
+    compressed = nncf.compress_weights(openvino.Core().read_model(fp32), mode=nncf.CompressWeightsMode.INT4_ASYM,
+                                       group_size=32, ratio=1.0, all_layers=True)
+    openvino.save_model(compressed, path, compress_to_fp16=False)
+
+
+def runtime_of(path) -> str:
+    """What runs a file."""
+    return "openvino" if path.suffix == ".xml" else "onnxruntime"
+
+
 def outputs_of(path, rows: dict, pad_id: int) -> dict:
     """Split -> outputs, one text at a time."""
-    with Session(path, "CPUExecutionProvider", 0) as session:
+    with Session(path, "CPUExecutionProvider", 0, runtime_of(path)) as session:
         return {split: session.logits(some, pad_id) for split, some in rows.items()}
+
+
+def said(name: str) -> str:
+    """A file's name for people: w2t4 becomes its bits."""
+    code, *how = name.split()
+    return f"{BITS[code][0]:g} bits, tables {BITS[code][1]:g}, {' '.join(how)}" if code in BITS else name
 
 
 def picture(files: dict, latency: dict, shape: str) -> Figure:
@@ -103,12 +131,45 @@ def picture(files: dict, latency: dict, shape: str) -> Figure:
     drawn = axis.scatter(sizes, times, c=[mean["FP32"] - mean[name] for name in latency], cmap="RdYlGn_r", s=60,
                          edgecolors="#57606a", linewidths=0.6)
     for name, size, time in zip(latency, sizes, times, strict=True):
-        axis.annotate(name, (size, time), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        axis.annotate(said(name), (size, time), xytext=(6, 4), textcoords="offset points", fontsize=8)
     axis.set(xscale="log", xlabel="file, MB (logarithmic)", ylabel=f"median ms of {shape.replace('x', ' × ')} tokens")
-    axis.set_ylim(0)
-    axis.margins(x=0.15)
+    axis.set_ylim(0, 1.1 * max(times))
+    axis.set_xlim(0.8 * min(sizes), 1.6 * max(sizes))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.xaxis.set_minor_locator(NullLocator())
     figure.colorbar(drawn, label="points of macro-F1 below FP32, valid")
     return figure
+
+
+def records_of(files: dict, found: dict, data: dict, task) -> dict:
+    """Name -> size, seeds, each seed's scores a split; of trained files also how test's labels differ from others'."""
+    records, truth = {}, data["test"][1]
+    for name in dict.fromkeys(name for name, _ in files):
+        each = [key for key in files if key[0] == name]
+        path = files[each[0]]
+        size = sum(file_bytes(one) for one in (path, path.with_suffix(".bin")) if one.exists())
+        records[name] = {"size_mb": size / 1e6, "seeds": [seed for _, seed in each]} | {
+            split: [quick_score(data[split][1], found[key][split], task) for key in each] for split in found[each[0]]}
+        if name.endswith("QAT"):
+            others = {"rounded": {key: (name.replace("QAT", "rounded"), 0) for key in each},
+                      "twin": {key: ("FP32 twin", key[1]) for key in each if ("FP32 twin", key[1]) in found}}
+            for other, pairs in others.items():
+                records[name][f"against_{other}"] = [
+                    compare(truth, found[key]["test"], found[theirs]["test"], task) for key, theirs in pairs.items()]
+    return records
+
+
+def lines_of(records: dict) -> list[str]:
+    """The table, in Markdown."""
+    lines = ["| file | MB | valid macro-F1 (each) | test macro-F1 (each) | test accuracy |", "|---|---|---|---|---|"]
+    for name, record in records.items():
+        cells = [", ".join(f"{100 * one['macro_f1']:.2f}" for one in record[split]) for split in ("valid", "test")]
+        means = [f"{100 * statistics.mean(one[key] for one in record[split]):.2f}" for split, key in (
+            ("valid", "macro_f1"), ("test", "macro_f1"), ("test", "accuracy"))]
+        lines.append(f"| {said(name)} | {record['size_mb']:.2f} | {means[0]} ({cells[0]}) | {means[1]} ({cells[1]}) | "
+                     f"{means[2]} |")
+    return lines
 
 
 def main(settings):
@@ -124,33 +185,17 @@ def main(settings):
     data = {split: read_split(resolve(DATA_DIR), split, task) for split in ("train", "valid", "test")}
     rows = {split: reader.rows(texts) for split, (texts, _) in data.items()}
     train_rows = rows.pop("train")
+    formats = [name for name in formats if any(name == made for made, _ in runs)]
     files = {("FP32", 0): fp32}
     files |= {(name, 0): path for name, path in rounded_files(fp32, formats, first, train_rows).items()}
     files |= {(f"{name} QAT" if name != "twin" else "FP32 twin", seed):
               folder / (shipped(folder)["file"] if name != "twin" else ONNX) for (name, seed), folder in runs.items()}
-    found = {key: outputs_of(path, rows, reader.pad_id) for key, path in files.items()}
-    records, names = {}, list(dict.fromkeys(name for name, _ in files))
-    for name in names:
-        each = [key for key in files if key[0] == name]
-        records[name] = {"size_mb": file_bytes(files[each[0]]) / 1e6, "seeds": [seed for _, seed in each]} | {
-            split: [quick_score(data[split][1], found[key][split], task) for key in each] for split in rows}
-        if name.endswith("QAT"):
-            other = found[name.replace("QAT", "rounded"), 0]["test"]
-            records[name]["against_rounded"] = [compare(data["test"][1], found[key]["test"], other, task)
-                                                for key in each]
-            records[name]["against_twin"] = [compare(
-                data["test"][1], found[key]["test"], found["FP32 twin", key[1]]["test"], task)
-                for key in each if ("FP32 twin", key[1]) in found]
-    lines = ["| file | MB | valid macro-F1 (each) | test macro-F1 (each) | test accuracy |", "|---|---|---|---|---|"]
-    for name, record in records.items():
-        cells = [", ".join(f"{100 * one['macro_f1']:.2f}" for one in record[split]) for split in ("valid", "test")]
-        means = [f"{100 * statistics.mean(one[key] for one in record[split]):.2f}" for split, key in (
-            ("valid", "macro_f1"), ("test", "macro_f1"), ("test", "accuracy"))]
-        lines.append(f"| {name} | {record['size_mb']:.2f} | {means[0]} ({cells[0]}) | {means[1]} ({cells[1]}) | "
-                     f"{means[2]} |")
+    records = records_of(files, {key: outputs_of(path, rows, reader.pad_id) for key, path in files.items()}, data, task)
+    lines = lines_of(records)
     print(*lines, sep="\n", flush=True)
-    timed = time_files({name: (next(files[key] for key in files if key[0] == name), "onnxruntime") for name in names
-                        if name in ("FP32", "INT8", *NBITS) or name.endswith("QAT")}, "INT8", SHAPES,
+    timed = {name: next(files[key] for key in files if key[0] == name) for name in records
+             if name in ("FP32", "INT8", *NBITS, NNCF) or name.endswith("QAT")}
+    timed = time_files({name: (path, runtime_of(path)) for name, path in timed.items()}, "INT8", SHAPES,
                        len(reader.tokenizer), ROUNDS, RUNS, threads=THREADS)
     out = ROOT / "results" / "low_bits"
     write_json(out.with_suffix(".json"), {"machine": machine(), "versions": versions(), "settings": settings,

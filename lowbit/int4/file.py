@@ -138,9 +138,9 @@ def write(exported: onnx.ModelProto, modules: dict) -> onnx.ModelProto:
         levels = getattr(module, "levels", None)
         if levels in LEVELS.values() and node.op_type in ("MatMul", "Gemm", "Gather"):
             stored = {part: tensor.numpy() for part, tensor in module.stored().items()}
-            write = (writer.embedding if node.op_type == "Gather" else
-                     writer.qdq_linear if hasattr(module, "quantize") else writer.linear)
-            write(node, path, module, stored)
+            put = (writer.embedding if node.op_type == "Gather" else
+                   writer.qdq_linear if hasattr(module, "quantize") else writer.linear)
+            put(node, path, module, stored)
         elif hasattr(module, "quantizers") and node.op_type == "MatMul":
             writer.product(node, path, module.quantizers)
         else:

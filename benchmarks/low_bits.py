@@ -4,8 +4,8 @@ Reads   MODEL_NAME                          a fine-tuned model: start, teacher, 
         DATA_DIR/{train,valid,test}.tsv
 Writes  results/low_bits.json, .md and .png, and models/<PREFIX><format>-<seed>/, a run of the four stages each
 
-The twin is trained in FP32 for the same steps with the same teacher. A run that is finished is read, not repeated: what
-a stopped benchmark has is told by --no-train-missing. NNCF's 4 bits are a row where it is installed
+A twin is trained in FP32 for the same steps at the same rate with the same teacher. A run that is finished is read, not
+repeated: what a stopped benchmark has is told by --no-train-missing. NNCF's 4 bits are a row where it is installed
 (requirements-benchmarks.txt).
 """
 import importlib.util
@@ -40,7 +40,7 @@ from lowbit.ptq.per_channel import quantize_per_channel, second_moments
 MODEL_NAME = "models/bert-mini-id"  # folder of a fine-tuned model
 DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv
 PREFIX = "bench-"               # start of the runs' names under models/
-SEEDS = "1,2,3"                 # a training run of each format and of the twin for each
+SEEDS = "1,2,3"                 # a training run of each format and of each twin for each
 FORMATS = ""                    # some of w2t4, w4t4, w2t2, w1t2, with commas; "" = all
 MORE = ""                       # flags of every training besides, such as "--num-epochs 6"
 TRAIN_MISSING = True            # train the runs that are not there; off: tell what there is
@@ -51,6 +51,8 @@ THREADS = 0                     # of each session whose speed is measured; 0 = e
 # --------------------------------------------------------------------------------------------------
 
 BITS = {"w2t4": (2.0, 4.0), "w4t4": (4.0, 4.0), "w2t2": (2.0, 2.0), "w1t2": (1.6, 2.0)}  # of weights, of tables
+RATES = {"w4t4": 5e-5} | dict.fromkeys(("w2t4", "w2t2", "w1t2"), 3e-4)  # LEARNING_RATE: fewer levels, larger steps
+TWINS = {"twin": 3e-4, "twin4": 5e-5}
 NBITS = {f"MatMulNBits {name}": {"kind": "int4", "algorithm": name.lower(), "symmetric": False, "block_size": 32}
          for name in ("RTN", "HQQ")}
 NNCF = "NNCF 4 bits, OpenVINO"
@@ -59,12 +61,18 @@ TRAIN, EXPORT, QUANTIZE = (f"int4_eager/{name}.py" for name in (
     "train_qat_int4", "export_to_onnx", "quantize_onnx_int4"))
 
 
+def twin_of(name: str) -> str:
+    """The FP32 run at a format's rate."""
+    return next(twin for twin, rate in TWINS.items() if rate == RATES[name])
+
+
 def trained(name: str, seed: int):
-    """Folder of a run that went through stages 1 to 3, the twin through two; None if it is not there nor to be made."""
+    """Folder of a run that went through stages 1 to 3, a twin through two; None if it is not there nor to be made."""
     run = f"{PREFIX}{name}-{seed}"
-    flags = ["--no-qat"] if name == "twin" else ["--bits", f"{BITS[name][0]:g}", "--table-bits", f"{BITS[name][1]:g}"]
-    train = ["--model-name", MODEL_NAME, "--data-dir", DATA_DIR, "--seed", str(seed), *MORE.split()]
-    steps = {TRAIN: train + flags, EXPORT: []} | ({} if name == "twin" else {QUANTIZE: flags})
+    flags = ["--no-qat"] if name in TWINS else ["--bits", f"{BITS[name][0]:g}", "--table-bits", f"{BITS[name][1]:g}"]
+    train = ["--model-name", MODEL_NAME, "--data-dir", DATA_DIR, "--seed", str(seed),
+             "--learning-rate", str((TWINS | RATES)[name]), *MORE.split()]
+    steps = {TRAIN: train + flags, EXPORT: []} | ({} if name in TWINS else {QUANTIZE: flags})
     for stage, given in steps.items():
         if stage not in stages_of(run_dir(run)):
             if not TRAIN_MISSING:
@@ -118,6 +126,8 @@ def outputs_of(path, rows: dict, pad_id: int) -> dict:
 def said(name: str) -> str:
     """A file's name for people: w2t4 becomes its bits."""
     code, *how = name.split()
+    if name.endswith(tuple(TWINS)):
+        return f"FP32, as long at {TWINS[how[0]]:g}"
     return f"{BITS[code][0]:g} bits, tables {BITS[code][1]:g}, {' '.join(how)}" if code in BITS else name
 
 
@@ -152,8 +162,9 @@ def records_of(files: dict, found: dict, data: dict, task) -> dict:
         records[name] = {"size_mb": size / 1e6, "seeds": [seed for _, seed in each]} | {
             split: [quick_score(data[split][1], found[key][split], task) for key in each] for split in found[each[0]]}
         if name.endswith("QAT"):
+            twin = f"FP32 {twin_of(name.split()[0])}"
             others = {"rounded": {key: (name.replace("QAT", "rounded"), 0) for key in each},
-                      "twin": {key: ("FP32 twin", key[1]) for key in each if ("FP32 twin", key[1]) in found}}
+                      "twin": {key: (twin, key[1]) for key in each if (twin, key[1]) in found}}
             for other, pairs in others.items():
                 records[name][f"against_{other}"] = [
                     compare(truth, found[key]["test"], found[theirs]["test"], task) for key, theirs in pairs.items()]
@@ -176,7 +187,7 @@ def main(settings):
     seeds, formats = [int(seed) for seed in SEEDS.split(",")], chosen(FORMATS, BITS, "FORMATS")
     runs = {}
     for seed in seeds:
-        for name in (formats[0], "twin", *formats[1:]):
+        for name in dict.fromkeys(one for format in formats for one in (format, twin_of(format))):
             if folder := trained(name, seed):
                 runs[name, seed] = folder
     check(runs, f"PREFIX is {PREFIX!r}, and no such run is finished: leave out --no-train-missing")
@@ -188,8 +199,8 @@ def main(settings):
     formats = [name for name in formats if any(name == made for made, _ in runs)]
     files = {("FP32", 0): fp32}
     files |= {(name, 0): path for name, path in rounded_files(fp32, formats, first, train_rows).items()}
-    files |= {(f"{name} QAT" if name != "twin" else "FP32 twin", seed):
-              folder / (shipped(folder)["file"] if name != "twin" else ONNX) for (name, seed), folder in runs.items()}
+    files |= {(f"FP32 {name}" if name in TWINS else f"{name} QAT", seed):
+              folder / (ONNX if name in TWINS else shipped(folder)["file"]) for (name, seed), folder in runs.items()}
     records = records_of(files, {key: outputs_of(path, rows, reader.pad_id) for key, path in files.items()}, data, task)
     lines = lines_of(records)
     print(*lines, sep="\n", flush=True)

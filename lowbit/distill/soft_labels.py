@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
+from torch.nn.functional import cosine_similarity, cross_entropy
 
 from lowbit.data.tokens import Row
 from lowbit.distill.rates import LayerwiseTuner
+from lowbit.training.distillation import soft_loss
 from lowbit.training.fine_tune import to_dataset
 
 IGNORED = -100  # the label of a text without one, as cross_entropy skips it
@@ -84,9 +85,7 @@ class Distiller(LayerwiseTuner):
         labels = inputs.pop("labels")
         outputs = model(**inputs, output_hidden_states=bool(self.hidden_weight))
         logits = outputs.logits.float()
-        soft = (self.logits[place] / self.temperature).log_softmax(-1)
-        loss = kl_div((logits / self.temperature).log_softmax(-1), soft, log_target=True,
-                      reduction="batchmean") * self.temperature**2
+        loss = soft_loss(logits, self.logits[place], self.temperature)
         if self.hard_weight and bool((labels != IGNORED).any()):
             share = (labels != IGNORED).float().mean()
             loss = loss + self.hard_weight * share * cross_entropy(logits, labels, ignore_index=IGNORED,

@@ -36,7 +36,7 @@ class Distiller(FineTuner):
             with torch.no_grad():
                 given = {name: value for name, value in inputs.items() if name != "labels"}
                 wanted = self.teacher(**given).logits.float()
-            loss = soft_loss(outputs.logits.float(), wanted) + self.label_weight * loss
+            loss = soft_loss(outputs.logits.float(), wanted, TEMPERATURE) + self.label_weight * loss
         return (loss, outputs) if return_outputs else loss
 
 
@@ -45,13 +45,13 @@ def follower() -> type[Distiller]:
     return type("Follower", (Distiller,), {})
 
 
-def soft_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def soft_loss(logits: torch.Tensor, wanted: torch.Tensor, temperature: float) -> torch.Tensor:
     """Loss of outputs [batch, outputs] against the teacher's: divergence of the labels, squared error of a number."""
     if logits.shape[-1] == 1:
         return functional.mse_loss(logits, wanted)
-    divergence = functional.kl_div((logits / TEMPERATURE).log_softmax(-1), (wanted / TEMPERATURE).log_softmax(-1),
+    divergence = functional.kl_div((logits / temperature).log_softmax(-1), (wanted / temperature).log_softmax(-1),
                                    log_target=True, reduction="batchmean")
-    return TEMPERATURE**2 * divergence
+    return temperature**2 * divergence
 
 
 def drop_nothing(model: nn.Module) -> None:

@@ -14,10 +14,10 @@ def test_loss_is_the_divergence_at_temperature_two():
     ours, theirs = np.random.default_rng(0).normal(size=(2, 5, 3))
     teacher, model = softmax(theirs / 2, axis=1), softmax(ours / 2, axis=1)
     wanted = 4 * (teacher * np.log(teacher / model)).sum(1).mean()
-    assert float(soft_loss(torch.tensor(ours), torch.tensor(theirs))) == pytest.approx(wanted, rel=1e-6)
-    assert float(soft_loss(torch.tensor(ours), torch.tensor(ours))) == pytest.approx(0, abs=1e-9)
+    assert float(soft_loss(torch.tensor(ours), torch.tensor(theirs), 2.0)) == pytest.approx(wanted, rel=1e-6)
+    assert float(soft_loss(torch.tensor(ours), torch.tensor(ours), 2.0)) == pytest.approx(0, abs=1e-9)
     numbers = ours[:, :1], theirs[:, :1]
-    assert float(soft_loss(*map(torch.tensor, numbers))) == pytest.approx(((numbers[0] - numbers[1]) ** 2).mean())
+    assert float(soft_loss(*map(torch.tensor, numbers), 2.0)) == pytest.approx(((numbers[0] - numbers[1]) ** 2).mean())
 
 
 def test_nothing_is_dropped_in_training(tiny_model):

@@ -210,3 +210,23 @@ def test_every_script_answers_help(helps, path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0] in words
     for name in constants_of(path):
         assert f"--{name.lower().replace('_', '-')}" in words
+
+
+def file_map() -> str:
+    """FILES.md: each script and module with the first line of its docstring."""
+    folders = [ROOT / name for name in STAGE_FOLDERS if (ROOT / name).is_dir()] + sorted({p.parent for p in MODULES})
+    lines = ["# Every file", "", "The first line of each, by folder. `python tests/test_house.py` writes this anew."]
+    for folder in folders:
+        lines += ["", f"## {folder.relative_to(ROOT).as_posix()}/", "", "| file | what it is |", "|---|---|"]
+        for path in sorted(path for path in folder.glob("*.py") if path.name != "__init__.py"):
+            first = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
+            lines.append(f"| `{path.name}` | {first} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_file_map_says_what_the_files_say():
+    assert (ROOT / "FILES.md").read_text(encoding="utf-8") == file_map(), "python tests/test_house.py writes it anew"
+
+
+if __name__ == "__main__":
+    (ROOT / "FILES.md").write_text(file_map(), encoding="utf-8")

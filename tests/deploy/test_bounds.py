@@ -72,6 +72,13 @@ def test_the_heads_of_a_pair_have_the_tokens_of_the_whole(predictors, pair):
     same_tokens(predictors[8, 2], tuple(" ".join([word] * times) for word, times in pair))
 
 
+def test_a_text_is_no_list_of_texts(predictors):
+    """Nor one text a pair: a server that calls it so is told."""
+    for kind, texts in (((128, 1), "enak"), ((128, 1), [("enak", "buruk")]), ((128, 2), ["enak"])):
+        with pytest.raises(TypeError, match="must be a list of"):
+            predictors[kind].probabilities(texts)
+
+
 # ---- memory
 
 

@@ -149,7 +149,8 @@ def test_two_packs_at_once(finished_run, tmp_path):
 # ---- score_ray.py: a file
 
 
-SETTINGS = {"THREADS": 1, "COLUMN": "", "KEEP": "", "WINDOW": 64, "TEXT_BYTES": 1_000_000}
+SETTINGS = {"THREADS": 1, "COLUMN": "", "KEEP": "", "SEPARATOR": "", "ENCODING": "utf-8",
+            "WINDOW": 64, "TEXT_BYTES": 1_000_000}
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +184,30 @@ def test_a_kept_column_of_any_kind_costs_no_job(model, tmp_path, value):
     """A time, a decimal, bytes: written as text, or one refusal; never an exception that ends the other files."""
     done, records = scored(model, parquet(tmp_path / "a.parquet", text=["enak"], id=[value]), KEEP="id")
     assert done["refusal"] or (len(records) == 1 and "id" in records[0])
+
+
+def test_what_python_cannot_hold_costs_no_job(model, tmp_path):
+    """Two columns of one name, and a day beyond the year 9999: a refusal of that file, no exception."""
+    pyarrow = pytest.importorskip("pyarrow")
+    double = pyarrow.Table.from_arrays([pyarrow.array(["enak"])] * 2, names=["text", "text"])
+    pytest.importorskip("pyarrow.parquet").write_table(double, tmp_path / "double.parquet")
+    done, _ = scored(model, tmp_path / "double.parquet")
+    assert "several columns of the name 'text'" in done["refusal"]
+    day = pyarrow.array([4_000_000], pyarrow.int32()).cast(pyarrow.date32())
+    done, _ = scored(model, parquet(tmp_path / "day.parquet", text=["enak"], id=day), KEEP="id")
+    assert "cannot be read" in done["refusal"]
+
+
+def test_names_and_separators_of_spreadsheets(model, tmp_path):
+    """A.PARQUET is Parquet; `;` and a comma in a column's name are read as said; a txt has no columns to name."""
+    done, records = scored(model, parquet(tmp_path / "A.PARQUET", text=["enak"]))
+    assert (done["refusal"], len(records)) == ("", 1)
+    (tmp_path / "a.csv").write_text('"Bagaimana, menurut Anda?";id\nenak, sekali;1\n')
+    done, records = scored(model, tmp_path / "a.csv", SEPARATOR=";", COLUMN="Bagaimana, menurut Anda?", KEEP="id")
+    assert (done["refusal"], records[0]["id"]) == ("", "1")
+    (tmp_path / "a.txt").write_text("enak\n")
+    done, _ = scored(model, tmp_path / "a.txt", COLUMN="ulasan")
+    assert "has no columns" in done["refusal"]
 
 
 def test_a_parquet_text_that_is_not_utf8_costs_no_job(model, tmp_path):

@@ -4,14 +4,13 @@ Reads   models/<RUN>/model_qat.onnx         (export_to_onnx.py), model_qat.pth (
 Writes  models/<RUN>/model_qat_int4.onnx    at 2 bits model_qat_int2.onnx, at 1.6 model_qat_ternary.onnx
 Next    eval_onnx_int4.py
 """
-import math
 
 import onnx
 
 from lowbit.data.task import read_task
-from lowbit.graph.agreement import differing, simulated_tensors, stored_tensors
+from lowbit.graph.agreement import check_against_simulation
 from lowbit.graph.census import census, census_lines
-from lowbit.graph.export import ONNX, largest_difference, save_onnx
+from lowbit.graph.export import ONNX, save_onnx
 from lowbit.int4.arithmetic import PRECISIONS, is_learned, load_simulation, refuse_other_arithmetic
 from lowbit.int4.file import quantize
 from lowbit.pipeline.files import atomic_folder, claim, publish, run_dir, shown, write_json
@@ -46,21 +45,14 @@ def main(settings):
     with atomic_folder(folder) as scratch:
         path = scratch / name
         save_onnx(quantize(onnx.load(folder / ONNX), model), path)
-        simulated = simulated_tensors(model)
-        wrong = differing(stored_tensors(path), simulated)
-        if wrong:
-            raise RuntimeError(f"{len(wrong)} of {len(simulated)} tensors differ from those that training simulated: "
-                               + ", ".join(wrong[:5]))
-        worst = largest_difference(model, path)
-        if not math.isfinite(worst):
-            raise RuntimeError("the low-bit file or the simulation gives logits that are no numbers")
+        count, worst = check_against_simulation(model, path)
         counted = census(path)
         write_json(scratch / "census.json", counted)
         names = publish(scratch)
     record(folder, STAGE, settings, read, names, {
         "precision": precision, "file": name, "runtime": TARGET if learned else "onnxruntime",
         "task": read_task(folder).as_json(), "stages": STAGES})
-    print(f"  {len(simulated)} of {len(simulated)} weights and scales, unpacked, equal those simulated in training, "
+    print(f"  {count} of {count} weights and scales, unpacked, equal those simulated in training, "
           "bit for bit")
     print(f"  logits differ from the simulation by at most {worst:.1e} on random inputs")
     print("  in the graph as ONNX Runtime optimises it:", *census_lines(counted), sep="\n")

@@ -5,15 +5,14 @@ Writes  models/<RUN>/model_qat_int8.onnx
 Next    eval_onnx_int8.py
 """
 import logging
-import math
 
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lowbit.data.task import read_task
-from lowbit.graph.agreement import differing, simulated_tensors, stored_tensors
+from lowbit.graph.agreement import check_against_simulation
 from lowbit.graph.census import census, census_lines
-from lowbit.graph.export import ONNX, largest_difference, save_onnx
+from lowbit.graph.export import ONNX, save_onnx
 from lowbit.int8.arithmetic import is_learned, refuse_other_arithmetic, simulate
 from lowbit.int8.qdq import quantize
 from lowbit.pipeline.files import atomic_folder, claim, publish, run_dir, shown, write_json
@@ -59,21 +58,14 @@ def main(settings):
             quantize_dynamic(onnx.load(folder / ONNX), path, weight_type=QuantType.QInt8, per_channel=PER_CHANNEL,
                              reduce_range=REDUCE_RANGE,
                              op_types_to_quantize=["MatMul", "Gather"] if QUANTIZE_EMBEDDINGS else ["MatMul"])
-        simulated = simulated_tensors(model)
-        wrong = differing(stored_tensors(path), simulated)
-        if wrong:
-            raise RuntimeError(f"{len(wrong)} of {len(simulated)} tensors differ from those that training simulated: "
-                               + ", ".join(wrong[:5]))
-        worst = largest_difference(model, path)
-        if not math.isfinite(worst):
-            raise RuntimeError("the INT8 file or the simulation gives logits that are no numbers")
+        count, worst = check_against_simulation(model, path)
         counted = census(path)
         write_json(scratch / "census.json", counted)
         names = publish(scratch)
     record(folder, STAGE, settings, read, names, {
         "precision": "int8", "file": INT8, "runtime": TARGET if learned else "onnxruntime",
         "task": read_task(folder).as_json(), "stages": STAGES})
-    print(f"  {len(simulated)} of {len(simulated)} weights{' and scales' * learned} equal those simulated in training, "
+    print(f"  {count} of {count} weights{' and scales' * learned} equal those simulated in training, "
           "bit for bit")
     print(f"  logits differ from the simulation by at most {worst:.1e} on random inputs")
     print("  in the graph as ONNX Runtime optimises it:", *census_lines(counted), sep="\n")

@@ -1,5 +1,6 @@
 """What is trained is what ships: the low-bit file against the PyTorch simulation, stored weights and logits."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from lowbit.data.tokens import Row, pad
+from lowbit.graph.export import largest_difference
 from lowbit.graph.names import LOOK_UP, QUANTIZED_TABLE, module_of, operand_of, parameter_of
 
 # what packed weights, and the tables that they are looked up in, are made by
@@ -38,9 +40,6 @@ def stored_tensors(path: Path) -> dict[str, np.ndarray]:
     takers = {name: node for node in graph.node for name in node.input}
     found = {}
 
-    def value(name):
-        return values[name]
-
     def scale_of_product(node):
         """Of MatMulInteger -> Cast -> Mul by (input's scale * weight's scale)."""
         scaled = takers[takers[node.output[0]].output[0]]
@@ -61,12 +60,12 @@ def stored_tensors(path: Path) -> dict[str, np.ndarray]:
             rows = maker.get(rows.input[rows.input[0] in values])  # a look-up's own table comes before its indices
         if rows is None:
             return None
-        table = {rows.output[0]: value(rows.input[0])[None]}  # all rows at once, as one text
+        table = {rows.output[0]: values[rows.input[0]][None]}  # all rows at once, as one text
         for step in reversed(path):
             given = {name: table.get(name, values.get(name)) for name in step.input}
             table[step.output[0]] = ReferenceEvaluator(step).run(None, given)[0]
         integers = table[cast.input[0]][0]
-        return integers, value(scales.input[0])[:, 0]
+        return integers, values[scales.input[0]][:, 0]
 
     def takes_rows(node):
         """Whether a node is the look-up of a constant table's rows by ids of the text."""
@@ -78,23 +77,23 @@ def stored_tensors(path: Path) -> dict[str, np.ndarray]:
             return
         source = maker.get(node.input[0])
         if source is None:
-            found[f"{name}.integers"] = value(node.input[0]).T
+            found[f"{name}.integers"] = values[node.input[0]].T
         elif source.op_type == "Gather":
-            found[f"{name}.integers"] = value(source.input[0])
+            found[f"{name}.integers"] = values[source.input[0]]
         elif list(source.input[1:]) != list(node.input[1:]):
             return  # quantized with one scale, dequantized with another
-        found.update({f"{name}.{part}": value(tensor)
+        found.update({f"{name}.{part}": values[tensor]
                       for part, tensor in zip(("scale", "zero_point"), node.input[1:], strict=True)})
 
     for node in graph.node:
         module = module_of(node)
         if node.op_type == "MatMulInteger":
-            found[f"{module}.weight.integers"] = value(node.input[1]).T
+            found[f"{module}.weight.integers"] = values[node.input[1]].T
             found[f"{module}.weight.scale"] = scale_of_product(node)
         elif node.op_type == "Mul" and rows_of_table(node):
             found[f"{module}.weight.integers"], found[f"{module}.weight.scale"] = rows_of_table(node)
         elif node.op_type == "Gather" and node.input[0].endswith(QUANTIZED_TABLE):
-            found[f"{module}.weight.integers"] = value(node.input[0])
+            found[f"{module}.weight.integers"] = values[node.input[0]]
         elif node.op_type == "DequantizeLinear" and maker.get(node.input[0], node).op_type == "Gather":
             dequantized(f"{module}.weight", node)
         elif node.op_type == "MatMul":
@@ -125,6 +124,22 @@ def differing(stored: dict[str, np.ndarray], simulated: dict[str, np.ndarray]) -
     """The simulated tensors that the file lacks or stores otherwise, in type or in a bit."""
     return [name for name, tensor in simulated.items()
             if name not in stored or stored[name].dtype != tensor.dtype or not np.array_equal(tensor, stored[name])]
+
+
+def check_against_simulation(model: torch.nn.Module, path: Path) -> tuple[int, float]:
+    """(tensors of a low-bit file, each equal to the simulation's bit for bit; largest logit difference to it).
+
+    Raises RuntimeError, naming the first, if tensors differ, or if logits are no numbers.
+    """
+    simulated = simulated_tensors(model)
+    wrong = differing(stored_tensors(path), simulated)
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} of {len(simulated)} tensors differ from those that training simulated: "
+                           + ", ".join(wrong[:5]))
+    worst = largest_difference(model, path)
+    if not math.isfinite(worst):
+        raise RuntimeError(f"{path.name} or the simulation gives logits that are no numbers")
+    return len(simulated), worst
 
 
 @torch.inference_mode()

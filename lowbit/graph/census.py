@@ -72,9 +72,9 @@ def count_packed(file: onnx.GraphProto, optimised: onnx.GraphProto) -> dict[str,
     looked_up = [node for node in file.node if node.op_type == "Gather" and node.input[0].startswith(LOOK_UP)
                  and not node.name.startswith(LOOK_UP)]
     left = {node.output[0] for node in optimised.node}
-    gathered = [maker[maker[node.input[1]].input[0]].op_type == "Gather" if maker[node.input[1]].input[0] in maker
-                else False for node in looked_up]
-    return {"stored": len(looked_up), "rows": sum(gathered),
+    sources = [maker.get(maker[node.input[1]].input[0]) for node in looked_up]  # of the bytes that become indices
+    rows = sum(source is not None and source.op_type == "Gather" for source in sources)
+    return {"stored": len(looked_up), "rows": rows,
             "unpacked_at_load": sum(node.output[0] not in left for node in looked_up)}
 
 
@@ -102,7 +102,7 @@ def census_lines(result: dict) -> list[str]:
     names = {"linear": "Linear layers", "attention": "attention products", "embedding": "embedding look-ups"}
     lines = [f"  {names[kind]}: {result[kind]['integer']} on integers, {result[kind]['float']} on floats"
              for kind in names]
-    packed = result.get("packed", {"stored": 0})
+    packed = result["packed"]
     if packed["stored"]:
         late = packed["stored"] - packed["unpacked_at_load"] - packed["rows"]
         lines.append(f"  {packed['stored']} packed weights and tables: {packed['unpacked_at_load']} unpacked when the "

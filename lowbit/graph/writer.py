@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from lowbit.graph.names import dequantized
+from lowbit.graph.names import dequantized, module_of
 from lowbit.training.lsq import ActivationQuantizer
 
 
@@ -38,6 +38,48 @@ class GraphWriter:
         inputs = [self.activation(x, f"{path}/{name}", quantizers[name])
                   for x, name in zip(node.input, names, strict=True)]
         self.node("MatMul", inputs, node.output[0], node.name)
+
+    def weight(self, path: str, module) -> tuple[list[str], dict]:
+        """(integers, scale and zero point of a Linear weight [in, out]; attributes of its DequantizeLinear)."""
+        raise NotImplementedError
+
+    def layer(self, node: onnx.NodeProto, path: str, module) -> bool:
+        """Write an operator of `module` (None: of no module) anew; False for one to keep as it is."""
+        raise NotImplementedError
+
+    def qdq_linear(self, node: onnx.NodeProto, path: str, module) -> None:
+        """MatMul, or Gemm as MatMul and Add of rank 3, with both inputs dequantized."""
+        x, output, gemm = node.input[0], node.output[0], node.op_type == "Gemm"
+        if gemm:
+            axis = self.constant(f"{path}/axis", np.array([0]))
+            x = self.node("Unsqueeze", [x, axis], f"{path}/input", f"{path}/Unsqueeze")
+        x = self.activation(x, f"{path}/input", module.quantize)
+        stored, attributes = self.weight(path, module)
+        weight = self.node("DequantizeLinear", stored, dequantized(f"{path}/weight"),
+                           f"{path}/weight/DequantizeLinear", **attributes)
+        product = self.node("MatMul", [x, weight], f"{path}/product" if gemm else output, f"{path}/MatMul")
+        if gemm:
+            total = self.node("Add", [product, node.input[2]], f"{path}/sum", f"{path}/Add")
+            self.node("Squeeze", [total, axis], output, f"{path}/Squeeze")
+
+    def rewrite(self, exported: onnx.ModelProto, modules: dict) -> onnx.ModelProto:
+        """The graph with what layer() and product() write of `modules` (name -> module) in place.
+
+        Raises RuntimeError if a module that says what the file stores has no place in it.
+        """
+        wanted = {name for name, module in modules.items() if hasattr(module, "stored")}
+        for node in exported.graph.node:
+            name, path = module_of(node), node.name.rpartition("/")[0]
+            module = modules.get(name)
+            if hasattr(module, "quantizers") and node.op_type == "MatMul":
+                self.product(node, path, module.quantizers)
+            elif not self.layer(node, path, module):
+                self.nodes.append(node)
+                continue
+            wanted.discard(name)
+        if wanted:
+            raise RuntimeError(f"the exported graph has no product for {', '.join(sorted(wanted))}")
+        return self.model(exported)
 
     def model(self, exported: onnx.ModelProto) -> onnx.ModelProto:
         """The new graph, with inputs, outputs and operator set of the exported one and those of its weights still used.

@@ -11,7 +11,7 @@ table of many words stays packed: its rows are unpacked as they are looked up, w
 import numpy as np
 import onnx
 
-from lowbit.graph.names import LOOK_UP, dequantized, module_of, shorten_names
+from lowbit.graph.names import LOOK_UP, shorten_names
 from lowbit.graph.writer import GraphWriter
 from lowbit.int4.levels import LEVELS, Levels, pack, table_of
 
@@ -65,8 +65,9 @@ class _Writer(GraphWriter):
         return self.looked_up(path, self.constant(f"{path}/packed", packed), levels, wide, [len(packed), -1],
                               integers.shape[1])
 
-    def linear(self, node: onnx.NodeProto, path: str, module, stored: dict[str, np.ndarray]) -> None:
+    def linear(self, node: onnx.NodeProto, path: str, module) -> None:
         """A Linear layer whose input range is measured at run time."""
+        stored = _stored(module)
         x, output, gemm = node.input[0], node.output[0], node.op_type == "Gemm"
         if x not in self.quantized:  # Q, K and V take one tensor
             names = [f"{x}/{part}" for part in ("quantized", "scale", "zero_point")]
@@ -84,24 +85,23 @@ class _Writer(GraphWriter):
         if gemm:
             self.node("Add", [product, node.input[2]], output, f"{path}/Add")
 
-    def qdq_linear(self, node: onnx.NodeProto, path: str, module, stored: dict[str, np.ndarray]) -> None:
-        """A Linear layer whose input has a learned scale: MatMul of rank 3 with both inputs dequantized."""
-        x, output, gemm = node.input[0], node.output[0], node.op_type == "Gemm"
-        if gemm:
-            axis = self.constant(f"{path}/axis", np.array([0]))
-            x = self.node("Unsqueeze", [x, axis], f"{path}/input", f"{path}/Unsqueeze")
-        x = self.activation(x, f"{path}/input", module.quantize)
-        weight = self.node("DequantizeLinear", [
-            self.unpacked(f"{path}/weight", stored["weight.integers"].T, module.levels),
-            *(self.constant(f"{path}/weight/{part}", stored[f"weight.{part}"]) for part in ("scale", "zero_point"))],
-            dequantized(f"{path}/weight"), f"{path}/weight/DequantizeLinear", axis=1)
-        product = self.node("MatMul", [x, weight], f"{path}/product" if gemm else output, f"{path}/MatMul")
-        if gemm:
-            total = self.node("Add", [product, node.input[2]], f"{path}/sum", f"{path}/Add")
-            self.node("Squeeze", [total, axis], output, f"{path}/Squeeze")
+    def weight(self, path: str, module) -> tuple[list[str], dict]:
+        stored = _stored(module)
+        integers = self.unpacked(f"{path}/weight", stored["weight.integers"].T, module.levels)
+        scaling = [self.constant(f"{path}/weight/{part}", stored[f"weight.{part}"]) for part in ("scale", "zero_point")]
+        return [integers, *scaling], {"axis": 1}
 
-    def embedding(self, node: onnx.NodeProto, path: str, module, stored: dict[str, np.ndarray]) -> None:
+    def layer(self, node: onnx.NodeProto, path: str, module) -> bool:
+        if getattr(module, "levels", None) not in LEVELS.values() or node.op_type not in ("MatMul", "Gemm", "Gather"):
+            return False
+        put = (self.embedding if node.op_type == "Gather" else
+               self.qdq_linear if hasattr(module, "quantize") else self.linear)
+        put(node, path, module)
+        return True
+
+    def embedding(self, node: onnx.NodeProto, path: str, module) -> None:
         """Rows are looked up as integers, and only these are multiplied by their scales; of many rows, as bytes."""
+        stored = _stored(module)
         integers, levels = stored["weight.integers"], module.levels
         if len(integers) >= MANY_ROWS and levels.a_byte > 1:
             table = self.constant(f"{path}/weight/packed", pack(integers, levels))
@@ -114,6 +114,10 @@ class _Writer(GraphWriter):
         scales = self.constant(f"{path}/weight/scale", stored["weight.scale"][:, None])
         scale = self.node("Gather", [scales, node.input[1]], f"{path}/scale", f"{path}/scale/Gather")
         self.node("Mul", [rows, scale], node.output[0], f"{path}/Mul")
+
+
+def _stored(module) -> dict[str, np.ndarray]:
+    return {part: tensor.numpy() for part, tensor in module.stored().items()}
 
 
 def quantize(exported: onnx.ModelProto, model) -> onnx.ModelProto:
@@ -130,25 +134,6 @@ def write(exported: onnx.ModelProto, modules: dict) -> onnx.ModelProto:
 
     Those with `quantize` take an input of a learned scale, the others one whose range is measured at run time.
     """
-    writer = _Writer()
-    wanted = {name for name, module in modules.items() if hasattr(module, "stored")}
-    for node in exported.graph.node:
-        name, path = module_of(node), node.name.rpartition("/")[0]
-        module = modules.get(name)
-        levels = getattr(module, "levels", None)
-        if levels in LEVELS.values() and node.op_type in ("MatMul", "Gemm", "Gather"):
-            stored = {part: tensor.numpy() for part, tensor in module.stored().items()}
-            put = (writer.embedding if node.op_type == "Gather" else
-                   writer.qdq_linear if hasattr(module, "quantize") else writer.linear)
-            put(node, path, module, stored)
-        elif hasattr(module, "quantizers") and node.op_type == "MatMul":
-            writer.product(node, path, module.quantizers)
-        else:
-            writer.nodes.append(node)
-            continue
-        wanted.discard(name)
-    if wanted:
-        raise RuntimeError(f"the exported graph has no product for {', '.join(sorted(wanted))}")
-    made = writer.model(exported)
+    made = _Writer().rewrite(exported, modules)
     shorten_names(made)
     return made

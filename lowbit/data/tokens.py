@@ -36,35 +36,29 @@ class TextReader:
 
     def rows(self, texts: list[Text]) -> list[Row]:
         """A row for each text or pair, cut to the longest input; prints how many were cut or cleaned to nothing."""
+        return self.rows_and_empty(texts)[0]
+
+    def rows_and_empty(self, texts: list[Text]) -> tuple[list[Row], int]:
+        """(rows, how many texts, or pairs with such a text, have no token left after cleaning: all get one answer)."""
         cleaned = [self.clean(text) for text in texts]
-        rows = self._tokenized(cleaned)
+        rows, empty = self._tokenized(cleaned)
         long = [i for i, row in enumerate(rows) if width(row) > self.max_length]
-        empty = sum(self._are_empty(cleaned))
         if long or empty:
             print(f"  {len(long)} of {len(texts)} texts cut to {self.max_length} tokens, {empty} empty after cleaning")
         if long:
-            short = self._tokenized([cleaned[i] for i in long], truncation=True, max_length=self.max_length)
+            short, _ = self._tokenized([cleaned[i] for i in long], truncation=True, max_length=self.max_length)
             for i, row in zip(long, short, strict=True):
                 rows[i] = row
             self._tokenized(cleaned[:1])  # a tokenizer is saved with the truncation of its last call: with none
-        return rows
+        return rows, empty
 
-    def count_empty(self, texts: list[Text]) -> int:
-        """How many texts, or pairs with such a text, have no token left after cleaning: all get one answer."""
-        return sum(self._are_empty([self.clean(text) for text in texts]))
-
-    def _are_empty(self, cleaned: list[Text]) -> list[bool]:
-        """Whether the tokenizer finds nothing in a text, or in one of a pair."""
-        columns = [cleaned] if isinstance(cleaned[0], str) else [list(column) for column in zip(*cleaned, strict=True)]
-        ids = [self.tokenizer(column, add_special_tokens=False, verbose=False)["input_ids"] for column in columns]
-        return [not all(parts) for parts in zip(*ids, strict=True)]
-
-    def _tokenized(self, texts: list[Text], **cut) -> list[Row]:
+    def _tokenized(self, texts: list[Text], **cut) -> tuple[list[Row], int]:
         columns = [texts] if isinstance(texts[0], str) else [list(column) for column in zip(*texts, strict=True)]
         ids = self.tokenizer(*columns, add_special_tokens=True, return_attention_mask=False, verbose=False,
                              return_token_type_ids=PAIR_INPUT in self.inputs, **({"truncation": False} | cut))
         names = [name for name in self.inputs if name in ids]
-        return [dict(zip(names, row, strict=True)) for row in zip(*(ids[name] for name in names), strict=True)]
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*(ids[name] for name in names), strict=True)]
+        return rows, sum(len(set(one.sequence_ids) - {None}) < len(columns) for one in ids.encodings)
 
 
 def load_reader(folder: Path) -> TextReader:

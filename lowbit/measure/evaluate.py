@@ -105,7 +105,8 @@ def evaluate(settings: dict, files: dict[str, Path], run: Path, reader: TextRead
     task = task_of_run(run, data_dir)
     data = {split: read_split(data_dir, split, task) for split in ("valid", "test")}
     print(f"  {describe('test', *data['test'], task)}")
-    rows = {split: reader.rows(texts) for split, (texts, _) in data.items()}
+    read = {split: reader.rows_and_empty(texts) for split, (texts, _) in data.items()}
+    rows = {split: found for split, (found, _) in read.items()}
     outputs, dependence, runtime = {}, {}, s.get("RUNTIME", "onnxruntime")
     for name, path in files.items():
         with Session(path, s["PROVIDER"], s["THREADS"], runtime) as session:
@@ -136,5 +137,5 @@ def evaluate(settings: dict, files: dict[str, Path], run: Path, reader: TextRead
     protocol |= {"RUNTIME": runtime, "WARMUP": WARMUP, "SHAPES": shapes}
     results = {"format": FORMAT, "task": task.as_json(), "protocol": protocol, "machine": machine(),
                "versions": versions(), "settings": s, "files": records,
-               "empty_after_cleaning": {split: reader.count_empty(texts) for split, (texts, _) in data.items()}}
+               "empty_after_cleaning": {split: empty for split, (_, empty) in read.items()}}
     return results, {name: report_text(data["test"][1], outputs[name]["test"], task) for name in files}

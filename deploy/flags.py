@@ -15,6 +15,17 @@ def names_of(text: str) -> list[str]:
     return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), []) if name.strip()]
 
 
+def columns_of(setting: str, texts: list[str]) -> list[str]:
+    """The columns that COLUMN names, without it those that the model reads; raises Refusal for another number of them.
+
+    That of one text may have a comma in its name.
+    """
+    columns = ([setting.strip()] if setting and len(texts) == 1 else names_of(setting)) or texts
+    if len(columns) != len(texts):
+        raise Refusal(f"COLUMN names {len(columns)} columns; this model reads {len(texts)}: {', '.join(texts)}")
+    return columns
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise Refusal(f"{message}; see --help")

@@ -14,6 +14,8 @@ from packed import Refusal
 from records import EMPTY, NOTED, Form
 from rows import Row
 
+BEGUN = b'{"made_of": {'  # how the notes of a run begin
+
 
 class Finished(Exception):
     """The output that was to be resumed is whole."""
@@ -71,7 +73,9 @@ class Output:
             if source is not None and _same(path, source):
                 raise Refusal(f"OUTPUT {self.path} is the input itself: {path} is the same file; name another")
         for path in filter(os.path.exists, () if self.force else (self.mark, self.fresh)):
-            if os.path.getsize(path) and not path.read_bytes().startswith(b'{"made_of": {'):
+            with open(path, "rb") as notes:
+                start = notes.read(len(BEGUN))
+            if start and start != BEGUN:
                 raise Refusal(f"{path} is not what this script writes: move it away, begin again with --force, or name "
                               "another --output")
 

@@ -18,7 +18,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C while libraries load: nothing has begun
 
 import numpy as np
-from flags import names_of, settings_of
+from flags import columns_of, names_of, settings_of
 from lines import open_input
 from output import Finished, Output
 from packed import MOST_BATCH, Refusal, identity, read_manifest, verify
@@ -131,12 +131,7 @@ def main(argv: list[str]) -> int:
     if s["COLUMN"] and source and source.form == "txt":
         raise Refusal(f"COLUMN is {s['COLUMN']}, but {source.where} is read as a text a line: if it has columns, say "
                       "so with --format csv, tsv or jsonl")
-    # the column of one text may have a comma in its name
-    columns = [s["COLUMN"].strip()] if s["COLUMN"] and len(predictor.texts) == 1 else names_of(s["COLUMN"])
-    columns = columns or predictor.texts
-    if len(columns) != len(predictor.texts):
-        raise Refusal(f"COLUMN names {len(columns)} columns; this model reads {len(predictor.texts)}: "
-                      + ", ".join(predictor.texts))
+    columns = columns_of(s["COLUMN"], predictor.texts)
     # a header is understood before anything is written
     rows = (rows_of_words(words, len(columns), s["TEXT_BYTES"]) if words
             else read_rows(source, columns, keep, s["TEXT_BYTES"]))

@@ -46,8 +46,6 @@ class ScoreFile:
         from predictor import Predictor
 
         self.predictor, self.s = Predictor(Path(model_dir), s["THREADS"]), s
-        one = s["COLUMN"] and len(self.predictor.texts) == 1  # its column may have a comma in its name
-        self.columns = ([s["COLUMN"].strip()] if one else names_of(s["COLUMN"])) or self.predictor.texts
         self.keep = names_of(s["KEEP"])
 
     def __call__(self, task: dict) -> dict:
@@ -60,7 +58,7 @@ class ScoreFile:
         found = {**task, "rows": 0, "errors": 0, "refusal": ""}
         try:
             rows = self.rows(task["path"])
-            made_of = {"columns": self.columns, "keep": self.keep, "window": self.s["WINDOW"],
+            made_of = {"columns": self.s["COLUMN"], "keep": self.keep, "window": self.s["WINDOW"],
                        "batch_size": self.predictor.batch_size, "model": identity(self.predictor.manifest),
                        "input": task["input"]}
             out = Output(task["target"], task["path"], Form("jsonl", self.predictor.labels, self.keep), made_of,
@@ -80,40 +78,37 @@ class ScoreFile:
 
     def rows(self, path: str):
         """The rows of a file."""
+        from flags import columns_of
         from lines import open_input
         from packed import Refusal
-        from rows import read_rows, row_of
+        from rows import read_rows
 
-        if not path.lower().endswith(".parquet"):
-            table = Path(path.lower().removesuffix(".gz")).suffix in (".csv", ".tsv")
-            source = open_input(path, "", self.s["ENCODING"], self.s["SEPARATOR"] if table else "")
-            if self.s["COLUMN"] and source.form == "txt":
-                raise Refusal(f"{path} has no columns, and COLUMN is {self.s['COLUMN']}: leave it out of INPUT")
-            return read_rows(source, self.columns, self.keep, self.s["TEXT_BYTES"])
+        columns = columns_of(self.s["COLUMN"], self.predictor.texts)
+        if path.lower().endswith(".parquet"):
+            return self.parquet_rows(path, columns)
+        table = Path(path.lower().removesuffix(".gz")).suffix in (".csv", ".tsv")
+        source = open_input(path, "", self.s["ENCODING"], self.s["SEPARATOR"] if table else "")
+        if self.s["COLUMN"] and source.form == "txt":
+            raise Refusal(f"{path} has no columns, and COLUMN is {self.s['COLUMN']}: leave it out of INPUT")
+        return read_rows(source, columns, self.keep, self.s["TEXT_BYTES"])
+
+    def parquet_rows(self, path: str, columns: list[str]):
+        """The rows of a Parquet file."""
         import pyarrow
         import pyarrow.parquet
+        from packed import Refusal
+        from rows import row_of
 
         try:
             table = pyarrow.parquet.ParquetFile(path)
         except pyarrow.ArrowException as error:
             raise Refusal(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]})") from None
-        absent = [name for name in self.columns + self.keep if name not in table.schema_arrow.names]
-        if absent:
-            raise Refusal(f"{path} has no column {absent[0]!r}, but {', '.join(table.schema_arrow.names)}")
-        double = [name for name in self.columns + self.keep if table.schema_arrow.names.count(name) > 1]
-        if double:
-            raise Refusal(f"{path} has several columns of the name {double[0]!r}: rename all but one")
-
-        def every():
-            try:
-                for batch in table.iter_batches(min(self.s["WINDOW"], 1024), columns=self.columns + self.keep):
-                    texts, kept = ([values(batch.column(name)) for name in names]
-                                   for names in (self.columns, self.keep))
-                    for i in range(batch.num_rows):
-                        yield _row(tuple(column[i] for column in texts), [column[i] for column in kept])
-            except pyarrow.ArrowException as error:
-                raise Refusal(f"{path} breaks off ({str(error).splitlines()[0]}); the rows before are labelled"
-                              ) from None
+        names, wanted = table.schema_arrow.names, columns + self.keep
+        for name in wanted:
+            if name not in names:
+                raise Refusal(f"{path} has no column {name!r}, but {', '.join(names)}")
+            if names.count(name) > 1:
+                raise Refusal(f"{path} has several columns of the name {name!r}: rename all but one")
 
         def values(column) -> list:
             """Python values; strings that are not UTF-8 keep their bytes as surrogates, for the row's own error."""
@@ -122,10 +117,18 @@ class ScoreFile:
             return [None if value is None else value.decode("utf-8", "surrogateescape")
                     for value in column.cast(pyarrow.large_binary()).to_pylist()]
 
-        def _row(texts, kept):
-            if all(isinstance(text, str) for text in texts):
-                return row_of(texts, kept, self.s["TEXT_BYTES"])
-            return row_of(("",), kept, 1)._replace(error="has no text")
+        def every():
+            try:
+                for batch in table.iter_batches(min(self.s["WINDOW"], 1024), columns=wanted):
+                    for record in zip(*(values(batch.column(name)) for name in wanted), strict=True):
+                        texts, kept = record[: len(columns)], list(record[len(columns):])
+                        if all(isinstance(text, str) for text in texts):
+                            yield row_of(texts, kept, self.s["TEXT_BYTES"])
+                        else:
+                            yield row_of(("",), kept, 1)._replace(error="has no text")
+            except pyarrow.ArrowException as error:
+                raise Refusal(f"{path} breaks off ({str(error).splitlines()[0]}); the rows before are labelled"
+                              ) from None
         return every()
 
 

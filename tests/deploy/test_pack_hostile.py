@@ -210,6 +210,13 @@ def test_names_and_separators_of_spreadsheets(model, tmp_path):
     assert "has no columns" in done["refusal"]
 
 
+def test_one_column_for_a_model_of_pairs_costs_no_job(tmp_path):
+    """The refusal of predict.py, of each file."""
+    (tmp_path / "a.csv").write_text("a,b\nenak,buruk\n")
+    done, _ = scored(make_pack(tmp_path / "pairs", texts=("a", "b")), tmp_path / "a.csv", COLUMN="a")
+    assert "COLUMN names 1 columns; this model reads 2" in done["refusal"]
+
+
 def test_a_parquet_text_that_is_not_utf8_costs_no_job(model, tmp_path):
     """An error record, or one refusal."""
     pyarrow = pytest.importorskip("pyarrow")

@@ -39,9 +39,12 @@ MAKERS = ("pretrain/distill_bert_mini_id.py", "pretrain/train_teachers.py")  # s
 
 
 def mean_weights(folders: list[Path]) -> dict[str, torch.Tensor]:
-    """The average of the runs' weights: all start from one point (Wortsman et al. 2022, arXiv:2203.05482)."""
+    """The average of the runs' weights: all start from one point (Wortsman et al. 2022, arXiv:2203.05482).
+
+    Rounded to FP16, as pack() stores them: what is scored is what is packed.
+    """
     states = [torch.load(folder / WEIGHTS, weights_only=True) for folder in folders]
-    return {name: torch.stack([state[name].float() for state in states]).mean(0) for name in states[0]}
+    return {name: torch.stack([state[name].float() for state in states]).mean(0).half().float() for name in states[0]}
 
 
 def score_split(model, reader: TextReader, split: str) -> dict:

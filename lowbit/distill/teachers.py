@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import log_softmax, softmax
 from tqdm import tqdm
 
 from lowbit.data.tokens import batches, load_reader, pad
@@ -38,21 +39,15 @@ def judged(run: Path, texts: list[Text]) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(logits), np.stack(vectors)
 
 
-def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Log softmax over the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
 def agreed(logits: list[np.ndarray]) -> np.ndarray:
     """Log of the mean of several models' probabilities [texts, labels]."""
-    return np.log(np.mean([np.exp(log_probabilities(one)) for one in logits], axis=0) + 1e-9)
+    return np.log(np.mean([softmax(one, axis=-1) for one in logits], axis=0) + 1e-9)
 
 
 def disagreement(logits: list[np.ndarray]) -> np.ndarray:
     """Jensen-Shannon divergence of several models' probabilities, a number from 0 for each text [texts]."""
     mean = agreed(logits)
-    parts = [(np.exp(own) * (own - mean)).sum(-1) for own in map(log_probabilities, logits)]
+    parts = [(np.exp(own) * (own - mean)).sum(-1) for own in (log_softmax(one, axis=-1) for one in logits)]
     return np.mean(parts, axis=0)
 
 

@@ -324,6 +324,7 @@ def test_best_student_is_packed_and_a_worse_one_is_not(packing, small_data):
     results = json.loads((out / "results.json").read_text())
     best = max(scores["macro_f1"] for scores in results["valid_of_candidates"].values())
     assert results["valid_of_candidates"][results["kept"]]["macro_f1"] == best
+    assert results["valid"]["macro_f1"] == best  # what was scored is what was packed
     assert set(results["test_of_each_run"]) == {f"{name}-1", f"{name}-2"}
     assert set(results["recipe"]) == {f"{name}-1", f"{name}-2"}
     model = AutoModelForSequenceClassification.from_pretrained(out)

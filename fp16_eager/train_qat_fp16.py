@@ -24,6 +24,7 @@ LEARNING_RATE = 2e-5            # peak of the linear schedule
 WARMUP_RATIO = 0.1              # share of the steps until the peak
 WEIGHT_DECAY = 0.01             # AdamW, on matrices only
 SEED = 42                       # of the head's first weights, dropout and order
+FIRST_TOKEN_ONLY = True         # compute the last layer for [CLS] alone, where the classifier reads no other
 QAT = True                      # simulate FP16; --no-qat trains the FP32 baseline by the same recipe
 FP32_OPS = ""                   # ONNX operators kept in FP32, such as "LayerNormalization,Softmax"
 TF32 = True                     # TF32 products where the device has them: exact for FP16 operands (was AUTOCAST)

@@ -35,6 +35,7 @@ LEARNING_RATE = 5e-5            # peak of the linear schedule; 3e-4 at 2 bits an
 WARMUP_RATIO = 0.1              # share of the steps until the peak
 WEIGHT_DECAY = 0.01             # AdamW, on matrices only
 SEED = 42                       # of the head's first weights, dropout and order
+FIRST_TOKEN_ONLY = True         # compute the last layer for [CLS] alone, where the classifier reads no other
 QAT = True                      # simulate the file; --no-qat trains the FP32 twin by the same recipe and teacher
 BITS = 4.0                      # a weight of a Linear layer: 4, 2, or 1.6 (three levels, five a byte)
 TABLE_BITS = 4.0                # a weight of an embedding table: 8, 4, 2 or 1.6

@@ -25,6 +25,7 @@ LEARNING_RATE = 2e-5            # peak of the linear schedule
 WARMUP_RATIO = 0.1              # share of the steps until the peak
 WEIGHT_DECAY = 0.01             # AdamW, on matrices only
 SEED = 42                       # of the head's first weights, dropout and order
+FIRST_TOKEN_ONLY = True         # compute the last layer for [CLS] alone, where the classifier reads no other
 QAT = True                      # simulate INT8; --no-qat trains the FP32 baseline by the same recipe
 ACTIVATION_RANGES = "dynamic"   # dynamic: measured over each batch at run time; learned: trained and in the file
 TARGET = "openvino"             # learned only: openvino or tensorrt (int8, zero point 0), onnxruntime (uint8)

@@ -82,7 +82,8 @@ def settings_of_seed(seed: int, settings: dict, taught: Taught) -> dict:
     return {name: value for name, value in settings.items() if name != "SEEDS"} | {
         "RUN": f"{RUN}-{seed}", "MODEL_NAME": f"models/{STUDENT}", "MODEL_REVISION": "",
         "STUDENT_SHA256": sha256(run_dir(STUDENT) / STUDENT_WEIGHTS), "TAUGHT_SHA256": taught.digest(),
-        "DATA_DIR": f"models/{CHECKED}", "NUM_LABELS": 0, "WARMUP_RATIO": 0.1, "WEIGHT_DECAY": 0.01, "SEED": seed}
+        "DATA_DIR": f"models/{CHECKED}", "NUM_LABELS": 0, "WARMUP_RATIO": 0.1, "WEIGHT_DECAY": 0.01, "SEED": seed,
+        "FIRST_TOKEN_ONLY": True}
 
 
 def main(settings):

@@ -49,7 +49,7 @@ def settings_of_seed(seed: int) -> dict:
             "DATA_DIR": f"models/{CHECKED}", "CLEANING": CLEANING, "MAX_LENGTH": MAX_LENGTH, "NUM_LABELS": 0,
             "NUM_EPOCHS": NUM_EPOCHS, "BATCH_SIZE": BATCH_SIZE, "LEARNING_RATE": LEARNING_RATE,
             "LAYER_DECAY": LAYER_DECAY, "LABEL_SMOOTHING": LABEL_SMOOTHING, "WARMUP_RATIO": 0.1, "WEIGHT_DECAY": 0.01,
-            "SEED": seed, "AUTOCAST": AUTOCAST}
+            "SEED": seed, "FIRST_TOKEN_ONLY": True, "AUTOCAST": AUTOCAST}
 
 
 def main(settings):

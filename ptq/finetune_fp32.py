@@ -25,6 +25,7 @@ LEARNING_RATE = 2e-5            # peak of the linear schedule
 WARMUP_RATIO = 0.1              # share of the steps until the peak
 WEIGHT_DECAY = 0.01             # AdamW, on matrices only
 SEED = 42                       # of the head's first weights, dropout and order
+FIRST_TOKEN_ONLY = True         # compute the last layer for [CLS] alone, where the classifier reads no other
 AUTOCAST = True                 # BF16/FP16 arithmetic in training steps where the device has it
 OPSET = 17                      # ONNX operator set of the graph; 17 or higher
 # --------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from lowbit.ptq.files import SOURCE, make_files
 from lowbit.ptq.matrix import check_settings, measure
 from lowbit.ptq.results import table_lines, write_results
 from lowbit.training.encoder import RUN_FILES, load_pretrained, longest_input, renew_head, save_run
+from lowbit.training.first_token import choose_first_token_only
 
 # ---- settings: edit here, or for one run: finetuned_smsa --methods fp32,int8_dynamic --------------
 EXPERIMENT = ""                 # {original,finetuned}_{smsa,tweets}; of a DATA_DIR with task.json _<its name>; "" = all
@@ -32,6 +33,7 @@ MODEL_NAME = "indobenchmark/indobert-base-p2"  # original_*: hub name, or a fold
 MODEL_REVISION = "94b4e0a82081fa57f227fcc2024d1ea89b57ac1f"  # original_*: commit on the hub; a folder ignores it
 CLEANING = "negation-safe"      # original_*: text cleaning: documents, negation-safe or minimal
 MAX_LENGTH = 128                # original_*: tokens; longer texts are cut and counted
+FIRST_TOKEN_ONLY = True         # original_*: compute the last layer for [CLS] alone, if no other is read
 DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv, from the project's root
 TWEETS = "data/INA_TweetsPPKM_Labeled_Pure.csv"  # *_tweets: tab-separated Date, User, Tweet, sentiment
 SEED = 42                       # of the untrained head, and of the choice of calibration texts
@@ -76,7 +78,8 @@ def make_original(settings):
     folder, task = run_dir(ORIGINAL_RUN), read_task(resolve(DATA_DIR))
     check(not (folder / WEIGHTS).exists() or STAGE in stages_of(folder),
           f"ORIGINAL_RUN is {ORIGINAL_RUN!r}, a folder that holds another model: choose a new name")
-    made = {name: settings[name] for name in ("MODEL_NAME", "MODEL_REVISION", "CLEANING", "MAX_LENGTH", "SEED")}
+    made = {name: settings[name] for name in ("MODEL_NAME", "MODEL_REVISION", "CLEANING", "MAX_LENGTH",
+                                              "FIRST_TOKEN_ONLY", "SEED")}
     made |= {"TASK": task.as_json()}
     source = sorted(resolve(MODEL_NAME).glob("*.safetensors"))  # of a folder; the hub's are pinned
     if not is_made(folder, STAGE, made, source, [SOURCE]):
@@ -86,6 +89,7 @@ def make_original(settings):
         renew_head(model)  # a folder may bring a head that was trained
         check(3 <= MAX_LENGTH <= longest_input(model),
               f"MAX_LENGTH is {MAX_LENGTH}; {MODEL_NAME} reads 3 to {longest_input(model)}")
+        choose_first_token_only(model, FIRST_TOKEN_ONLY)
         folder.mkdir(parents=True, exist_ok=True)
         claim(folder)
         with atomic_folder(folder) as scratch:

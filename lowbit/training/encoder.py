@@ -12,6 +12,7 @@ from lowbit.data.task import TASK_FILE, Task
 from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES, TextReader
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import ROOT, resolve, shown, write_json
+from lowbit.training.first_token import read_first_token_only
 
 BUNDLED = "models/bert-mini-id"
 RUN_FILES = ("config.json", PREPROCESSING, TASK_FILE, *TOKENIZER_FILES)  # what a run's model is, its weights aside
@@ -110,4 +111,7 @@ def load_run(folder: Path):
     """The empty FP32 model of a run's folder, in eval mode, as the training stage saved it."""
     config = AutoConfig.from_pretrained(folder)
     config._attn_implementation = "eager"  # plain MatMul, Softmax: the graph that quantizes
-    return AutoModelForSequenceClassification.from_config(config).eval()
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    if getattr(config, "first_token_only", False):  # absent from runs made before there was a choice
+        read_first_token_only(model)
+    return model

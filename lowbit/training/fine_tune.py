@@ -36,6 +36,7 @@ from lowbit.pipeline.manifest import read_manifest, record
 from lowbit.pipeline.settings import check
 from lowbit.training.checkpoints import COMPLETE, file_sizes, fingerprint_of, last_checkpoint
 from lowbit.training.encoder import load_pretrained, longest_input, save_run
+from lowbit.training.first_token import choose_first_token_only
 from lowbit.training.weights import save_state
 
 Simulate = Callable[[nn.Module, list[Row]], None]  # gives the model its arithmetic, in place; gets train's token rows
@@ -195,6 +196,7 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
     read_manifest(out)  # one that cannot be added to is refused before the training, not after it
     claim(out)
     fingerprint = fingerprint_of(s, data.files(), model)
+    choose_first_token_only(model, s["FIRST_TOKEN_ONLY"])
     if simulate:
         simulate(model, rows["train"])
     answers = {name: data.splits[name][1] for name in rows}

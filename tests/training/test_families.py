@@ -115,7 +115,7 @@ def test_int8_dynamic(family, small_data, eval_flags, tmp_path):
     run = run_stages(family, small_data, eval_flags, "int8_eager", TRAIN_FLAGS)
     folder = run_folder(run)
     counted = json.loads((folder / "census.json").read_text())
-    assert counted["linear"]["float"] == 0 and counted["embedding"] == {"integer": 3, "float": 0}
+    assert counted["linear"]["float"] == 0 and counted["embedding"] == {"integer": 2, "float": 0}
     assert counted["linear"]["integer"] == {"albert": 15}.get(family[0], 14)
     results = json.loads((folder / "results.json").read_text())
     assert results["files"]["INT8"]["all_against_simulation"]["median_logit_difference"] < 1e-3

@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from lowbit.data.tokens import Row, pad
 from lowbit.graph.export import largest_difference
-from lowbit.graph.names import LOOK_UP, QUANTIZED_TABLE, module_of, operand_of, parameter_of
+from lowbit.graph.names import FUSED_PRODUCT, LOOK_UP, QUANTIZED_TABLE, module_of, operand_of, parameter_of
 
 # what packed weights, and the tables that they are looked up in, are made by
 UNPACKING = {"Cast", "Gather", "Reshape", "Slice", "Range", "Mod", "Div", "Concat"}
@@ -90,6 +90,11 @@ def stored_tensors(path: Path) -> dict[str, np.ndarray]:
         if node.op_type == "MatMulInteger":
             found[f"{module}.weight.integers"] = values[node.input[1]].T
             found[f"{module}.weight.scale"] = scale_of_product(node)
+        elif node.op_type == FUSED_PRODUCT:
+            names = ("input.integers", "weight.integers", "input.scale", "weight.scale", "input.zero_point",
+                     "weight.zero_point")
+            found |= {f"{module}.{name}": values[tensor].T for name, tensor in zip(names, node.input, strict=False)
+                      if tensor in values}
         elif node.op_type == "Mul" and rows_of_table(node):
             found[f"{module}.weight.integers"], found[f"{module}.weight.scale"] = rows_of_table(node)
         elif node.op_type == "Gather" and node.input[0].endswith(QUANTIZED_TABLE):

@@ -1,7 +1,6 @@
 """From a trained run to a clean FP32 ONNX graph that is shown to agree with PyTorch."""
 
 import logging
-import os
 import warnings
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from lowbit.data.tokens import INPUT_NAMES, load_reader
+from lowbit.data.tokens import INPUT_NAMES, PAIR_INPUT, load_reader
 from lowbit.graph.inputs import CHECKED_SHAPES, sample_inputs
+from lowbit.graph.simplify import simplify
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import atomic_folder, claim, external_data, file_bytes, publish, run_dir, shown
 from lowbit.pipeline.manifest import record, recorded, stages_of
@@ -26,16 +26,23 @@ TRAINING_OPS = {"Dropout", "QuantizeLinear", "DequantizeLinear", "FakeQuantize"}
 
 
 class _Logits(torch.nn.Module):
-    """Inputs [batch, seq] in the order of `names` -> logits [batch, outputs]."""
+    """Inputs [batch, seq] in the order of `names` -> logits [batch, outputs].
+
+    The mask becomes what is added to a score, [batch, 1, 1, seq], and a lone text's type one row of the table:
+    Transformers make [batch, 1, seq, seq] and [batch, seq] of them, by some 50 operators.
+    """
 
     def __init__(self, model, names: tuple[str, ...]):
         super().__init__()
         self.model, self.names = model, names
 
     def forward(self, *inputs):
-        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
-
-
+        given = dict(zip(self.names, inputs, strict=True))
+        attended = given["attention_mask"][:, None, None, :] != 0
+        given["attention_mask"] = torch.where(attended, 0.0, torch.finfo(torch.float32).min)
+        if PAIR_INPUT not in given and hasattr(self.model.config, "type_vocab_size"):
+            given[PAIR_INPUT] = torch.zeros((1, 1), dtype=torch.long)
+        return self.model(**given).logits
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:
@@ -45,10 +52,6 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
     """
     tensors = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     onnx.save(model, path, save_as_external_data=tensors > LARGEST_FILE, location=external_data(path).name)
-
-
-
-
 
 
 def largest_difference(model: torch.nn.Module, path: Path) -> float:
@@ -65,8 +68,8 @@ def largest_difference(model: torch.nn.Module, path: Path) -> float:
     return float(worst)
 
 
-def join_shared_weights(graph: onnx.GraphProto) -> bool:
-    """Let every user of a weight name the weight itself, in place; returns whether any did not.
+def join_shared_weights(graph: onnx.GraphProto) -> None:
+    """Let every user of a weight name the weight itself, in place.
 
     Of a layer that is used twice the exporter gives the second use a copy by an Identity, behind which no quantizer
     finds the weight.
@@ -79,7 +82,6 @@ def join_shared_weights(graph: onnx.GraphProto) -> bool:
                 node.input[place] = copies[name].input[0]
     for node in copies.values():
         graph.node.remove(node)
-    return bool(copies)
 
 
 def export(model: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...] = INPUT_NAMES) -> None:
@@ -95,10 +97,9 @@ def export(model: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...
                           input_names=list(names), output_names=["logits"],
                           dynamic_axes={**dict.fromkeys(names, axes), "logits": {0: "batch"}})
         exported = onnx.load(aside / path.name)
-        if join_shared_weights(exported.graph) or len(list(aside.iterdir())) > 1:
-            save_onnx(exported, path)  # beyond 2 GB the exporter writes every weight to a file of its own
-        else:
-            os.replace(aside / path.name, path)
+    join_shared_weights(exported.graph)
+    simplify(exported)
+    save_onnx(exported, path)
     model.eval()  # torch.onnx.export restores the wrapper's own flag on the way out
     graph = onnx.load(path, load_external_data=False).graph
     left = sorted({node.op_type for node in graph.node} & TRAINING_OPS)

@@ -6,6 +6,8 @@ ROOT = "/model/"  # torch's exporter puts the path of a module before its nodes:
 PARAMETER = "model."  # and this before a parameter that no operator changed: model.bert.pooler.dense.bias
 LOOK_UP = "levels_of_a_byte"  # start of the constants that packed weights are looked up in, one a number of bits
 DEQUANTIZED = "/dequantized"  # end of the name of a tensor behind a Q/DQ pair
+RUNTIME_DOMAIN = "com.microsoft"  # of the operators that ONNX Runtime alone has
+FUSED_PRODUCT = "MatMulIntegerToFloat"  # one of these: product of integers, both scales, bias
 QUANTIZED_TABLE = "_quantized"  # ONNX Runtime's dynamic quantizer ends an integer initializer's name so
 
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
+import torch
 from onnx import helper, numpy_helper
 
-from lowbit.graph.names import dequantized, module_of
+from lowbit.graph.names import FUSED_PRODUCT, RUNTIME_DOMAIN, dequantized, module_of
 from lowbit.training.lsq import ActivationQuantizer
 
 
@@ -16,6 +17,7 @@ class GraphWriter:
 
     nodes: list = field(default_factory=list)
     constants: list = field(default_factory=list)
+    quantized: dict = field(default_factory=dict)  # tensors whose integers several layers take
 
     def constant(self, name: str, value: np.ndarray) -> str:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
@@ -47,6 +49,17 @@ class GraphWriter:
         """Write an operator of `module` (None: of no module) anew; False for one to keep as it is."""
         raise NotImplementedError
 
+    def learned_linear(self, node: onnx.NodeProto, path: str, module) -> bool:
+        """Product or bias of a Linear layer whose input has a learned scale; False for one to keep as it is.
+
+        Q/DQ pairs for int8, which any runtime takes; uint8 is for ONNX Runtime, in an operator of its own.
+        """
+        fused = module.quantize.zero_point.dtype == torch.uint8
+        if node.op_type == "Add" and not fused:
+            return False
+        (self.fused_linear if fused else self.qdq_linear)(node, path, module)
+        return True
+
     def qdq_linear(self, node: onnx.NodeProto, path: str, module) -> None:
         """MatMul, or Gemm as MatMul and Add of rank 3, with both inputs dequantized."""
         x, output, gemm = node.input[0], node.output[0], node.op_type == "Gemm"
@@ -61,6 +74,27 @@ class GraphWriter:
         if gemm:
             total = self.node("Add", [product, node.input[2]], f"{path}/sum", f"{path}/Add")
             self.node("Squeeze", [total, axis], output, f"{path}/Squeeze")
+
+    def fused_linear(self, node: onnx.NodeProto, path: str, module) -> None:
+        """Product, scales and bias in one operator: a tenth less time than Q/DQ, behind which the bias stays an Add.
+
+        Layers that take one tensor, such as query, key and value, take its integers from one QuantizeLinear.
+        """
+        if node.op_type == "Add":  # the bias of the product that stands before it
+            product = next(made for made in reversed(self.nodes) if made.output[0] in node.input)
+            product.input.extend(name for name in node.input if name not in product.output)
+            product.output[0] = node.output[0]
+            return
+        x = node.input[0]
+        if (x, module.quantize) not in self.quantized:
+            scaling = [self.constant(f"{path}/input/{part}", tensor.detach().numpy()) for part, tensor in
+                       (("scale", module.quantize.scale), ("zero_point", module.quantize.zero_point))]
+            self.quantized[x, module.quantize] = scaling, self.node(
+                "QuantizeLinear", [x, *scaling], f"{path}/input/quantized", f"{path}/input/QuantizeLinear")
+        (scale, zero_point), integers = self.quantized[x, module.quantize]
+        (weight, weight_scale, weight_zero_point), _ = self.weight(path, module)
+        self.node(FUSED_PRODUCT, [integers, weight, scale, weight_scale, zero_point, weight_zero_point,
+                                  *node.input[2:]], node.output[0], f"{path}/{FUSED_PRODUCT}", domain=RUNTIME_DOMAIN)
 
     def rewrite(self, exported: onnx.ModelProto, modules: dict) -> onnx.ModelProto:
         """The graph with what layer() and product() write of `modules` (name -> module) in place.
@@ -88,4 +122,6 @@ class GraphWriter:
         kept = [tensor for tensor in exported.graph.initializer if tensor.name in used]
         graph = helper.make_graph(self.nodes, exported.graph.name, exported.graph.input, exported.graph.output,
                                   [*kept, *self.constants])
-        return helper.make_model(graph, opset_imports=exported.opset_import, ir_version=exported.ir_version)
+        opsets = list(exported.opset_import)
+        opsets += [helper.make_opsetid(domain, 1) for domain in {node.domain for node in self.nodes} - {""}]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=exported.ir_version)

@@ -24,7 +24,7 @@ class _Writer(GraphWriter):
 
     def __init__(self):
         super().__init__()
-        self.tables, self.quantized = {}, {}
+        self.tables = {}
 
     def table(self, levels: Levels, wide: bool) -> str:
         """The look-up of a byte, or of two: the second is computed from the first, and takes no room in the file."""
@@ -92,11 +92,13 @@ class _Writer(GraphWriter):
         return [integers, *scaling], {"axis": 1}
 
     def layer(self, node: onnx.NodeProto, path: str, module) -> bool:
-        if getattr(module, "levels", None) not in LEVELS.values() or node.op_type not in ("MatMul", "Gemm", "Gather"):
+        if getattr(module, "levels", None) not in LEVELS.values():
             return False
-        put = (self.embedding if node.op_type == "Gather" else
-               self.qdq_linear if hasattr(module, "quantize") else self.linear)
-        put(node, path, module)
+        if hasattr(module, "quantize") and node.op_type in ("MatMul", "Gemm", "Add"):
+            return self.learned_linear(node, path, module)
+        if node.op_type not in ("MatMul", "Gemm", "Gather"):
+            return False
+        (self.embedding if node.op_type == "Gather" else self.linear)(node, path, module)
         return True
 
     def embedding(self, node: onnx.NodeProto, path: str, module) -> None:

@@ -4,7 +4,8 @@ Runtimes put an integer kernel in place of DequantizeLinear -> MatMul, if the gr
 Runtime needs were found by counting the operators of its optimised graph: every product has Q/DQ pairs of its own
 (a pair that Q, K and V share keeps all three on floats if it is int8), with scale and zero point of their own (equal
 pairs are merged again if they name the same tensors), and no product has rank 2 (MatMul and Add of rank 2 become a
-float Gemm). OpenVINO and TensorRT take the same graph: both inputs of every MatMul are dequantized.
+float Gemm). OpenVINO and TensorRT take the same graph: both inputs of every MatMul are dequantized. Linear layers of
+uint8 activations are for ONNX Runtime: they become its own MatMulIntegerToFloat, which adds the bias as well.
 """
 
 import onnx
@@ -27,8 +28,8 @@ class _Writer(GraphWriter):
         return self.stored(path, module), {"axis": 1} if module.per_channel else {}
 
     def layer(self, node: onnx.NodeProto, path: str, module) -> bool:
-        if isinstance(module, LearnedQuantLinear) and node.op_type in ("MatMul", "Gemm"):
-            self.qdq_linear(node, path, module)
+        if isinstance(module, LearnedQuantLinear) and node.op_type in ("MatMul", "Gemm", "Add"):
+            return self.learned_linear(node, path, module)
         elif isinstance(module, SymmetricQuantEmbedding) and node.op_type == "Gather":
             self.embedding(node, path, module)
         else:

@@ -77,7 +77,7 @@ def time_files(files: dict[str, tuple[Path, str]], reference: str, shapes, vocab
             ratios = np.divide(medians[reference], ours).tolist()
             found = {"median_ms": statistics.median(ours), "ratio": statistics.median(ratios), "round_ratios": ratios}
             latency[shape][name] = found
-            print(f"    {name:22} {found['median_ms']:7.1f} ms, {found['ratio']:.2f}x the speed of {reference} "
+            print(f"    {name:22} {found['median_ms']:8.2f} ms, {found['ratio']:.2f}x the speed of {reference} "
                   f"({min(ratios):.2f} to {max(ratios):.2f} by round)", flush=True)
     seconds = {key: {name: [sum(turn[name]["ms"][key]) / 1e3 for turn in turns] for name in files}
                for key in extra or ()}

@@ -34,8 +34,10 @@ sys.path.insert(0, sys.argv[1])
 from predictor import Predictor
 model = Predictor(sys.argv[1])
 texts = open(sys.argv[2], encoding="utf-8").read().splitlines()
-batches = [inputs for start in range(0, len(texts), 4096)
-           for _, inputs in model.batches(model.encodings([model.clean(text) for text in texts[start : start + 4096]]))]
+batches = []
+for start in range(0, len(texts), 4096):
+    rows = model.encodings([model.clean(text) for text in texts[start : start + 4096]])
+    batches += [model.batch([rows[i] for i in group]) for group in model.groups([len(row.ids) for row in rows])]
 for inputs in batches[:5]:
     model.session.run(["logits"], inputs)
 started = time.perf_counter()

@@ -38,8 +38,8 @@ OUTPUT = ""                     # .jsonl or .tsv file; "" = standard output
 RESUME = False                  # go on where a killed run with the same settings stopped
 FORCE = False                   # replace OUTPUT, or begin again what a killed run has begun
 CHECK = False                   # only verify every file of the folder against manifest.json
-THREADS = 0                     # of the session; 0 = every core
-BATCH_SIZE = 0                  # texts a batch; 0 = as pack.py found safe: 1 where batch-mates move a text's logits
+THREADS = 0                     # batches that are computed at once, a core each; 0 = every core
+BATCH_SIZE = 0                  # texts a batch; 0 = 1 where pack.py saw batch-mates move logits, else 1,024 tokens
 WINDOW = 4096                   # rows that are read, sorted by length, labelled and written at a time
 TEXT_BYTES = 1_000_000          # bytes of a text; a longer one is an error
 # --------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> int:
         verify(folder, manifest, manifest["files"])
         say(f"{len(manifest['files'])} files are as they were packed")
         return 0
-    predictor = Predictor(folder, s["THREADS"], s["BATCH_SIZE"])
+    predictor = Predictor(folder, s["THREADS"], s["BATCH_SIZE"], batches_at_once=True)
     source = None if words else open_input(s["INPUT"], s["FORMAT"], s["ENCODING"], s["SEPARATOR"])
     if s["COLUMN"] and source and source.form == "txt":
         raise Refusal(f"COLUMN is {s['COLUMN']}, but {source.where} is read as a text a line: if it has columns, say "
@@ -138,7 +138,8 @@ def main(argv: list[str]) -> int:
     form = Form(form_of(s["OUTPUT"]), predictor.labels, keep)
     made_of = {"format": source and source.form, "column": columns, "keep": keep, "encoding": s["ENCODING"],
                "separator": source and source.separator, "window": s["WINDOW"], "text_bytes": s["TEXT_BYTES"],
-               "batch_size": predictor.batch_size, "model": identity(predictor.manifest)}
+               "batch_size": predictor.batch_size, "batch_tokens": predictor.batch_tokens,
+               "model": identity(predictor.manifest)}
     reading = None if words else s["INPUT"] or sys.stdin.fileno()
     try:
         out = Output(s["OUTPUT"], reading, form, made_of, s["RESUME"], s["FORCE"])

@@ -1,8 +1,10 @@
 """A packed model and the cleaning it was trained with: what a server imports. Needs numpy, onnxruntime, tokenizers."""
 
+import os
 import re
 import time
 from collections import Counter, defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ from packed import NEEDED, Refusal, read_json, read_manifest, verify
 from tokenizers import Tokenizer
 
 SPECIAL = re.compile(r"[^\w\s]|_")  # all but letters, digits and white space
+BATCH_TOKENS = 1024  # tokens of a batch, padding included; twice and half as many are slower on 2 cores
 CHUNK = 64  # texts that are tokenized at a time
 PIECE = 4096  # characters that are tokenized at a time where only their number counts
 LONGEST_WORD = 100  # characters of a word that is looked up; a longer one is unknown as a whole
@@ -47,6 +50,11 @@ def clean(text: str, steps: dict, stop_words: set[str]) -> str:
     return " ".join(words)
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Tokens(NamedTuple):
     """What the model gets of a text or pair; `empty`: the cleaned text, or one of the pair, has no token."""
 
@@ -59,10 +67,12 @@ class Predictor:
     """A packed model; `probabilities` (or `values`, of a model that gives a number) is all that a server needs of it.
 
     A text is a str, or a tuple of two where the model was trained on pairs (`texts` names them). `seconds` counts what
-    cleaning, tokenizing and the session took.
+    cleaning, tokenizing and the session took. `threads` (0: every core) compute one batch together, which answers a
+    single text soonest; with `batches_at_once` each computes a batch of its own, which labels many texts soonest. The
+    answers are the same.
     """
 
-    def __init__(self, folder: Path, threads: int = 0, batch_size: int = 0):
+    def __init__(self, folder: Path, threads: int = 0, batch_size: int = 0, batches_at_once: bool = False):
         folder = Path(folder)
         self.manifest = read_manifest(folder)
         verify(folder, self.manifest, [self.manifest["model"], *NEEDED])
@@ -75,9 +85,12 @@ class Predictor:
         except (KeyError, TypeError) as error:
             raise Refusal(f"{folder} was packed by another version ({error} is not there): pack again") from None
         self.batch_size = batch_size or self.manifest["batch_size"]
+        self.batch_tokens = 0 if batch_size else BATCH_TOKENS
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1 if batches_at_once else threads
         options.log_severity_level = 3
+        self.at_once = (threads or cores()) if batches_at_once else 1
+        self.map = ThreadPoolExecutor(self.at_once).map if batches_at_once else map
         loading = folder / "tokenizer.json"
         try:
             self.tokenizer = Tokenizer.from_file(str(loading))
@@ -142,22 +155,45 @@ class Predictor:
                       for one in self.tokenizer.encode_batch(heads)]
         return found
 
-    def batches(self, encodings: list[Tokens]):
-        """(indices, inputs) of length-sorted batches: int64 arrays [batch, seq], padded to the batch's longest row."""
-        order = sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids))
-        for start in range(0, len(order), self.batch_size):
-            group = order[start : start + self.batch_size]
-            shape = len(group), len(encodings[group[-1]].ids)
-            inputs = {"input_ids": np.full(shape, self.pad_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
-            if "token_type_ids" in self.inputs:
-                inputs["token_type_ids"] = np.zeros(shape, np.int64)
-            for line, i in enumerate(group):
-                ids = encodings[i].ids
-                inputs["input_ids"][line, : len(ids)] = ids
-                inputs["attention_mask"][line, : len(ids)] = 1
-                if "token_type_ids" in inputs:
-                    inputs["token_type_ids"][line, : len(ids)] = encodings[i].type_ids
-            yield group, inputs
+    def groups(self, lengths: list[int]):
+        """Indices of length-sorted batches: at most `batch_size` rows and `batch_tokens` (0: any), padding included."""
+        group = []
+        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+            full = len(group) == self.batch_size or (len(group) + 1) * lengths[i] > self.batch_tokens > 0
+            if group and full:
+                yield group
+                group = []
+            group.append(i)
+        if group:
+            yield group
+
+    def batch(self, rows: list[Tokens]) -> dict[str, np.ndarray]:
+        """The session's inputs of rows sorted by length: int64 arrays [batch, seq], padded to the longest."""
+        shape = len(rows), len(rows[-1].ids)
+        inputs = {"input_ids": np.full(shape, self.pad_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
+        if "token_type_ids" in self.inputs:
+            inputs["token_type_ids"] = np.zeros(shape, np.int64)
+        for line, row in enumerate(rows):
+            inputs["input_ids"][line, : len(row.ids)] = row.ids
+            inputs["attention_mask"][line, : len(row.ids)] = 1
+            if "token_type_ids" in inputs:
+                inputs["token_type_ids"][line, : len(row.ids)] = row.type_ids
+        return inputs
+
+    def outputs(self, encodings: list[Tokens]) -> np.ndarray:
+        """Logits or numbers [n, outputs] of the rows, in their order."""
+        found = np.empty((len(encodings), len(self.labels) if self.labels else 1))
+        groups = list(self.groups([len(row.ids) for row in encodings]))
+
+        def compute(some: list[list[int]]) -> None:
+            for group in some:
+                found[group] = self.session.run(["logits"], self.batch([encodings[i] for i in group]))[0]
+
+        # a few batches a task: Ctrl-C waits for those that are being computed, and drops the rest
+        size = min(16, 1 + len(groups) // (8 * self.at_once))
+        for _ in self.map(compute, [groups[i : i + size] for i in range(0, len(groups), size)]):
+            pass  # an exception of a task is raised here
+        return found
 
     def answers(self, texts: list) -> tuple[np.ndarray, list[bool]]:
         """(float64 probabilities [n, labels] or numbers [n, 1]; whether nothing is left of a text, or half a pair).
@@ -173,11 +209,9 @@ class Predictor:
         started = time.perf_counter()
         encodings = self.encodings(cleaned)
         self.seconds["tokens"] += time.perf_counter() - started
-        found = np.empty((len(encodings), len(self.labels) if self.labels else 1))
-        for group, inputs in self.batches(encodings):
-            started = time.perf_counter()
-            found[group] = self.session.run(["logits"], inputs)[0]
-            self.seconds["session"] += time.perf_counter() - started
+        started = time.perf_counter()
+        found = self.outputs(encodings)
+        self.seconds["session"] += time.perf_counter() - started
         if self.labels and len(found):
             powers = np.exp(found - found.max(1, keepdims=True))
             found = powers / powers.sum(1, keepdims=True)

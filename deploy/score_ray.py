@@ -45,7 +45,7 @@ class ScoreFile:
         from flags import names_of
         from predictor import Predictor
 
-        self.predictor, self.s = Predictor(Path(model_dir), s["THREADS"]), s
+        self.predictor, self.s = Predictor(Path(model_dir), s["THREADS"], batches_at_once=True), s
         self.keep = names_of(s["KEEP"])
 
     def __call__(self, task: dict) -> dict:
@@ -59,7 +59,8 @@ class ScoreFile:
         try:
             rows = self.rows(task["path"])
             made_of = {"columns": self.s["COLUMN"], "keep": self.keep, "window": self.s["WINDOW"],
-                       "batch_size": self.predictor.batch_size, "model": identity(self.predictor.manifest),
+                       "batch_size": self.predictor.batch_size,
+                       "batch_tokens": self.predictor.batch_tokens, "model": identity(self.predictor.manifest),
                        "input": task["input"]}
             out = Output(task["target"], task["path"], Form("jsonl", self.predictor.labels, self.keep), made_of,
                          not task["force"], task["force"])

@@ -99,6 +99,40 @@ def test_labels_and_probabilities_are_the_evaluations(packed, finished_run, smal
     assert b"15 rows" in done.stderr
 
 
+@pytest.mark.parametrize("threads", (1, 3))
+def test_batches_at_once_change_no_bit(packed, small_data, threads):
+    """However many are computed at the same time, and in whatever order they end."""
+    texts = [text for split in ("train", "valid", "test") for text, _ in read_plain_rows(split, small_data)]
+    one = predictor.Predictor(packed, threads).probabilities(texts)
+    many = predictor.Predictor(packed, threads, batches_at_once=True).probabilities(texts)
+    np.testing.assert_array_equal(one, many)
+
+
+def test_an_error_in_a_batch_is_raised(packed, monkeypatch):
+    """And not lost in the thread that computed it."""
+    model = predictor.Predictor(packed, batches_at_once=True)
+    model.session = None
+    with pytest.raises(AttributeError):
+        model.probabilities(["enak", "kotor"])
+
+
+@pytest.mark.parametrize("lengths, size, tokens, wanted", [
+    ([5, 3, 4], 128, 1024, [[1, 2, 0]]),
+    ([5, 3, 4], 2, 1024, [[1, 2], [0]]),
+    ([5, 3, 4], 128, 8, [[1, 2], [0]]),
+    ([5, 3, 4], 128, 7, [[1], [2], [0]]),
+    ([2000, 1, 1], 128, 1024, [[1, 2], [0]]),  # longer than a batch may be: alone
+    ([600, 600], 16, 0, [[0, 1]]),  # a BATCH_SIZE of one's own
+    ([3, 3], 1, 1024, [[0], [1]]),
+    ([], 4, 1024, []),
+])
+def test_batches_hold_texts_and_tokens(packed, lengths, size, tokens, wanted):
+    """Padding counts: a batch has as many tokens as texts times its longest."""
+    model = predictor.Predictor(packed)
+    model.batch_size, model.batch_tokens = size, tokens
+    assert list(model.groups(lengths)) == wanted
+
+
 @real_data
 def test_all_of_smsas_test_split_agrees(packed, finished_run):
     """Five hundred real texts."""

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from lowbit.data.task import SENTIMENT
+from lowbit.data.tokens import INPUT_NAMES
 from lowbit.data.tsv import SPLITS, read_split
 from lowbit.measure.session import random_inputs, take_turns
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import ROOT, run_dir, shown, write_json
+from lowbit.training.weights import WEIGHTS, load_weights
 
 STEP_SHAPE = (16, 64)
 
@@ -47,6 +50,20 @@ def make_run(folder: Path, indobert: Path, smsa: Path, stages: list[tuple[str, t
         (data / f"{split}.tsv").write_text("".join(rows), encoding="utf-8")
     for stage, flags in stages:
         subprocess.run([sys.executable, ROOT / stage, "--run", folder.name, *flags], check=True)
+
+
+def plain_export(run: Path, path: Path) -> None:
+    """The FP32 graph of a run as torch's exporter gives it: every token of the last layer, shapes computed in a run."""
+    config = AutoConfig.from_pretrained(run, attn_implementation="eager", return_dict=False)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    load_weights(model, run / WEIGHTS)
+    axes = {0: "batch", 1: "sequence"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (torch.ones((2, 16), dtype=torch.long), torch.ones((2, 16), dtype=torch.long)),
+                          str(path), dynamo=False, opset_version=17, input_names=list(INPUT_NAMES),
+                          output_names=["logits"], dynamic_axes={**dict.fromkeys(INPUT_NAMES, axes),
+                                                                 "logits": {0: "batch"}})
 
 
 def write_results(result: dict, name: str, folder: Path, keep: bool) -> None:

@@ -7,12 +7,12 @@ Writes  results/bert_base_learned.json      and models/<RUN>/, about 2 GB, delet
 Needs   pip install -r requirements-benchmarks.txt: OpenVINO, and NNCF, its own toolkit for post-training INT8
 
 One process a file and runtime, all taking turns: the file with learned ranges in OpenVINO and in ONNX Runtime, the
-dynamic INT8 file in ONNX Runtime, NNCF's file in OpenVINO, FP32 in both.
+dynamic INT8 file in ONNX Runtime, FP32 in it as exported here and plain, in OpenVINO NNCF's file of the plain export.
 """
 import logging
 
 import onnx
-from bert_base import fresh_run, make_run, measure_steps, time_files, write_results
+from bert_base import fresh_run, make_run, measure_steps, plain_export, time_files, write_results
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lowbit.data.tokens import Row, load_reader, pad
@@ -66,21 +66,23 @@ def main(settings):
         ("int8_eager/train_qat_int8.py", ("--model-name", folder / "encoder", "--data-dir", folder / "data",
                                           "--num-epochs", "1", *learned)),
         ("int8_eager/export_to_onnx.py", ()), ("int8_eager/quantize_onnx_int8.py", learned)])
-    fp32, ours = folder / "model_qat.onnx", folder / "model_qat_int8.onnx"
+    fp32, ours, plain = folder / "model_qat.onnx", folder / "model_qat_int8.onnx", folder / "plain.onnx"
+    plain_export(folder, plain)
     dynamic, theirs = folder / "dynamic.onnx", folder / "nncf.xml"
     logging.getLogger().setLevel(logging.ERROR)
     quantize_dynamic(onnx.load(fp32), dynamic, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gather"])
     reader = load_reader(folder)
     texts = read_split(resolve(DATA_DIR), "train")[0]
     rows = reader.rows(texts[:: max(len(texts) // NNCF_TEXTS, 1)][:NNCF_TEXTS])
-    nncf_file(fp32, theirs, rows, reader.pad_id)
+    nncf_file(plain, theirs, rows, reader.pad_id)
     size = {path.name: path.stat().st_size / 1e6 for path in (fp32, ours, dynamic, theirs.with_suffix(".bin"))}
     result = {"machine": machine(), "versions": {**versions(), "nncf": nncf.__version__}, "settings": settings,
               "size_mb": size, "size_ratio": size[ours.name] / size[fp32.name], "census": census(ours),
               "openvino_kernels": {"learned": openvino_kernels(ours), "NNCF": openvino_kernels(theirs)}}
     print(f"  {size[fp32.name]:.1f} MB -> {size[ours.name]:.1f} MB ({100 * result['size_ratio']:.1f} %)")
-    files = {"FP32, ONNX Runtime": (fp32, "onnxruntime"), "dynamic, ONNX Runtime": (dynamic, "onnxruntime"),
-             "learned, ONNX Runtime": (ours, "onnxruntime"), "FP32, OpenVINO": (fp32, "openvino"),
+    files = {"plain FP32, ONNX Runtime": (plain, "onnxruntime"), "FP32, ONNX Runtime": (fp32, "onnxruntime"),
+             "dynamic, ONNX Runtime": (dynamic, "onnxruntime"),
+             "learned, ONNX Runtime": (ours, "onnxruntime"), "plain FP32, OpenVINO": (plain, "openvino"),
              "NNCF, OpenVINO": (theirs, "openvino"), "learned, OpenVINO": (ours, "openvino")}
     result |= time_files(files, "NNCF, OpenVINO", SHAPES, len(reader.tokenizer), ROUNDS, RUNS)
     if STEPS:

@@ -2,13 +2,21 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from conftest import read_plain_rows, real_data
 from stage_runs import TRAIN, new_run, run_folder, run_stage_script
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from lowbit.training.encoder import load_run
+from lowbit.data.task import SENTIMENT
+from lowbit.data.tokens import load_reader
+from lowbit.graph.export import export
+from lowbit.measure.session import Session
+from lowbit.pipeline.files import ROOT
+from lowbit.training.encoder import BUNDLED, load_pretrained, load_run
 from lowbit.training.first_token import choose_first_token_only, last_attention, read_first_token_only
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -72,9 +80,27 @@ class MeanHead(nn.Module):
         return self.dense(hidden_states.mean(1))
 
 
-def test_head_that_reads_every_token_is_left_alone(capsys):
+class LastTokenHead(MeanHead):
+    """A pooler that looks for a token that is not computed."""
+
+    def forward(self, hidden_states):
+        return self.dense(hidden_states[:, 4])
+
+
+class ScaledAttention(BertSelfAttention):
+    """An attention of BERT's parts that computes otherwise: to compute it as BERT's would change what it says."""
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return super().forward(2 * hidden_states, *args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [MeanHead, LastTokenHead, ScaledAttention])
+def test_model_that_computes_otherwise_is_left_alone(kind, capsys):
     model = make("bert")
-    model.bert.pooler = MeanHead(model.bert.pooler.dense)
+    if kind is ScaledAttention:
+        model.bert.encoder.layer[-1].attention.self.__class__ = kind
+    else:
+        model.bert.pooler = kind(model.bert.pooler.dense)
     before = model(**batch()).logits
     choose_first_token_only(model, True)
     assert not model.config.first_token_only
@@ -120,3 +146,21 @@ def test_run_remembers_what_was_trained(tiny_model, small_data, flags, wanted):
     dense.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[1]))
     model(input_ids=torch.ones((1, 7), dtype=torch.long))
     assert rows == [1 if wanted else 7]
+
+
+@real_data
+def test_exported_files_agree_on_smsa(tmp_path):
+    """The bundled model, whole and cut, on all of valid and test: no label differs, no logit by more than 1e-5."""
+    rows = load_reader(ROOT / BUNDLED).rows([text for split in ("valid", "test") for text, _ in read_plain_rows(split)])
+    order, logits = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"])), []
+    for wanted in (False, True):
+        model, _ = load_pretrained(BUNDLED, "", SENTIMENT)
+        model.set_attn_implementation("eager")
+        choose_first_token_only(model.eval(), wanted)
+        assert model.config.first_token_only == wanted
+        export(model, tmp_path / "model.onnx", 17)
+        with Session(tmp_path / "model.onnx", "CPUExecutionProvider", 1) as session:
+            logits.append(session.logits(rows, 0, 16, order))
+    assert len(logits[0]) == 1760
+    assert (logits[0].argmax(1) == logits[1].argmax(1)).all()
+    assert np.abs(logits[0] - logits[1]).max() <= 1e-5

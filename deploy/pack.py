@@ -177,7 +177,7 @@ def main(settings):
         kept = replace(target, packed)
     print(f"  {len(files) + 1} files, {sum(entry['bytes'] for entry in files.values()) / 1e6:.1f} MB"
           + f"; {kept} files that are not of the pack were left in it" * bool(kept))
-    print(f"  predict.py labels {'one text' if alone else '16 texts'} at a time: "
+    print(f"  predict.py labels {'one text' if alone else 'up to 1,024 tokens'} at a time: "
           + ("batch-mates move this file's logits" if alone else "batch-mates do not move this file's logits"))
     print(f"wrote {shown(target)}; on the server: pip install -r requirements.txt && python predict.py \"teksnya\"")
 

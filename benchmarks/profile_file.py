@@ -1,0 +1,86 @@
+"""Benchmark: where the time of one ONNX file goes, by kind of operator, as the runtime itself counts it.
+
+Reads   FILE
+Writes  results/profile_file.json
+
+Counting costs time of its own, most where operators are small: shares are to be read, not sums.
+"""
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import onnxruntime as ort
+
+from lowbit.measure.session import WARMUP, random_inputs, require_runtime
+from lowbit.pipeline.files import ROOT, resolve, shown, write_json
+from lowbit.pipeline.machine import machine, versions
+from lowbit.pipeline.settings import check
+from lowbit.pipeline.stage import run_stage
+
+# ---- settings: edit here, or for one run: models/sample-int8/model_qat_int8.onnx ------------------
+FILE = ""                       # an ONNX file
+RUNTIME = "onnxruntime"         # onnxruntime, or openvino (CPU; pip install -r requirements-openvino.txt)
+SHAPES = "1x32,16x64"           # texts x tokens of a batch
+RUNS = 50                       # counted batches of each shape
+THREADS = 0                     # threads of the session; 0 = every core
+LARGEST_ID = 5_000              # token ids are drawn below it
+# --------------------------------------------------------------------------------------------------
+
+
+def in_onnxruntime(path: Path, batches: list[dict]) -> Counter:
+    """Operator -> microseconds a batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.enable_profiling, options.intra_op_num_threads = True, THREADS
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [given.name for given in session.get_inputs()]
+        for batch in batches:
+            session.run(["logits"], {name: batch[name] for name in names})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    spent, seen = Counter(), Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
+            seen[event["name"]] += 1
+            if seen[event["name"]] > WARMUP:
+                spent[event["args"]["op_name"]] += event["dur"] / (len(batches) - WARMUP)
+    return spent
+
+
+def in_openvino(path: Path, batches: list[dict]) -> Counter:
+    """Kernel -> microseconds a batch."""
+    import openvino
+
+    request = openvino.compile_model(path, "CPU", {
+        "INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": True, "INFERENCE_NUM_THREADS": THREADS,
+        "PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
+    spent = Counter()
+    for number, batch in enumerate(batches):
+        request.infer(batch)
+        for node in request.get_profiling_info() if number >= WARMUP else ():
+            spent[node.node_type] += 1e6 * node.real_time.total_seconds() / (len(batches) - WARMUP)
+    return spent
+
+
+def main(settings):
+    path = resolve(FILE)
+    check(path.is_file(), f"FILE is {FILE!r}, which is not there")
+    require_runtime(RUNTIME)
+    found = {}
+    for shape in SHAPES.split(","):
+        check(shape.replace("x", "", 1).isdigit(), f"SHAPES has {shape!r}; write texts x tokens, such as 16x64")
+        batch, length = map(int, shape.split("x"))
+        ask = in_openvino if RUNTIME == "openvino" else in_onnxruntime
+        spent = ask(path, random_inputs(LARGEST_ID, batch, length, RUNS + WARMUP))
+        total = sum(spent.values())
+        found[shape] = dict(spent.most_common())
+        print(f"  {batch} x {length} tokens: " + ", ".join(
+            f"{name} {100 * time / total:.0f} %" for name, time in spent.most_common(10)))
+    out = ROOT / "results" / "profile_file.json"
+    write_json(out, {"machine": machine(), "versions": versions(), "settings": settings, "microseconds": found})
+    print(f"wrote {shown(out)}")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals(), bare="FILE")

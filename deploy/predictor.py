@@ -89,6 +89,8 @@ class Predictor:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1 if batches_at_once else threads
         options.log_severity_level = 3
+        # threads that allocate for a text each wait for one another in the arena: without it 1.4 to 1.6 times as many
+        options.enable_cpu_mem_arena = not (batches_at_once and self.batch_size == 1)
         self.at_once = (threads or cores()) if batches_at_once else 1
         self.map = ThreadPoolExecutor(self.at_once).map if batches_at_once else map
         loading = folder / "tokenizer.json"

@@ -21,20 +21,27 @@ from lowbit.training.weights import WEIGHTS, load_weights
 ONNX = "model_qat.onnx"
 OPSETS = (17, 20)
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights in one ONNX file: protobuf ends at 2 GiB, the graph takes some MB
+LONG_TEXT = 1024  # tokens: attention that looks only so far around itself looks like any other on short texts
 TOLERANCE = 1e-4  # largest logit difference to PyTorch that is accepted
 TRAINING_OPS = {"Dropout", "QuantizeLinear", "DequantizeLinear", "FakeQuantize"}
 
 
 class _Logits(torch.nn.Module):
-    """Inputs [batch, seq] in the order of `names` -> logits [batch, outputs].
-
-    The mask becomes what is added to a score, [batch, 1, 1, seq], and a lone text's type one row of the table:
-    Transformers make [batch, 1, seq, seq] and [batch, seq] of them, by some 50 operators.
-    """
+    """Inputs [batch, seq] in the order of `names` -> logits [batch, outputs]."""
 
     def __init__(self, model, names: tuple[str, ...]):
         super().__init__()
         self.model, self.names = model, names
+
+    def forward(self, *inputs):
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+
+
+class _LeanLogits(_Logits):
+    """The same of BERT's kind, whose mask and token types Transformers would make larger by some 50 operators.
+
+    The mask becomes what is added to a score, [batch, 1, 1, seq], and a lone text's type one row of the table.
+    """
 
     def forward(self, *inputs):
         given = dict(zip(self.names, inputs, strict=True))
@@ -43,6 +50,20 @@ class _Logits(torch.nn.Module):
         if PAIR_INPUT not in given and hasattr(self.model.config, "type_vocab_size"):
             given[PAIR_INPUT] = torch.zeros((1, 1), dtype=torch.long)
         return self.model(**given).logits
+
+
+@torch.no_grad()
+def wrapper_of(model: torch.nn.Module, names: tuple[str, ...]) -> torch.nn.Module:
+    """What is traced: _LeanLogits, if it gives the model's own logits for two long texts, one padded, else _Logits."""
+    length = min(longest_input(model), LONG_TEXT)
+    inputs = [torch.from_numpy(value)
+              for value in sample_inputs(model.config.vocab_size, 2, length, length // 2, 0, names).values()]
+    plain, lean = (kind(model, names).eval() for kind in (_Logits, _LeanLogits))
+    try:
+        same = torch.allclose(lean(*inputs), plain(*inputs), rtol=0, atol=TOLERANCE)
+    except (RuntimeError, ValueError, IndexError):  # the model takes no mask of four dimensions
+        same = False
+    return lean if same else plain
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:
@@ -86,8 +107,8 @@ def join_shared_weights(graph: onnx.GraphProto) -> None:
 
 def export(model: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...] = INPUT_NAMES) -> None:
     """Trace `model` (in eval mode) to `path` with dynamic batch and sequence; raises on leftover training nodes."""
-    wrapper = _Logits(model, names).eval()
     inputs = [torch.from_numpy(value) for value in sample_inputs(model.config.vocab_size, 2, 16, 4, 0, names).values()]
+    wrapper = wrapper_of(model, names)
     axes = {0: "batch", 1: "sequence"}
     with warnings.catch_warnings(), atomic_folder(path.parent) as aside:
         warnings.simplefilter("ignore")  # TracerWarnings on shapes that largest_difference proves dynamic

@@ -12,7 +12,7 @@ LARGEST_SHAPE = 64  # elements of a stored tensor that can be a shape; larger on
 
 
 def _shapes(model: onnx.ModelProto, batch: int, length: int) -> dict[str, list[int]]:
-    """Tensor -> its shape where the graph's inputs are [batch, length], of those that can be inferred."""
+    """Tensor -> its shape where the graph's inputs are [batch, length], of those that can be inferred as a whole."""
     graph = model.graph
     small = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= LARGEST_SHAPE]
     given = [(value.name, value.type.tensor_type.elem_type, [batch, length]) for value in graph.input]
@@ -23,7 +23,9 @@ def _shapes(model: onnx.ModelProto, batch: int, length: int) -> dict[str, list[i
                           small), opset_imports=model.opset_import)
     inferred = shape_inference.infer_shapes(example, data_prop=True).graph
     return {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            for value in (*inferred.input, *inferred.value_info)}
+            for value in (*inferred.input, *inferred.value_info)
+            if value.type.tensor_type.HasField("shape")
+            and all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)}
 
 
 def store_shapes(model: onnx.ModelProto) -> None:
@@ -36,7 +38,9 @@ def store_shapes(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type != "Reshape" or node.input[1] in stored:
             continue
-        given, wanted = ([shapes.get(name, []) for shapes in seen] for name in (node.input[0], node.output[0]))
+        if not all({node.input[0], node.output[0]} <= shapes.keys() for shapes in seen):
+            continue
+        given, wanted = ([shapes[name] for shapes in seen] for name in (node.input[0], node.output[0]))
         target = []
         for place, sizes in enumerate(zip(*wanted, strict=True)):
             copied = all(len(shape) > place and shape[place] == size for shape, size in zip(given, sizes, strict=True))

@@ -101,7 +101,7 @@ class Fp16LayerNorm(nn.LayerNorm):
 
     def forward(self, x):
         name = "LayerNormalization"
-        y = nn.functional.layer_norm(_round(self, x, "input", "Add", name), self.normalized_shape,
+        y = nn.functional.layer_norm(_round(self, x, "input", "Sum", name), self.normalized_shape,
                                      _round_weight(self, "weight", name), _round_weight(self, "bias", name),
                                      self.eps)
         return _round(self, y, "output", name)
@@ -198,4 +198,4 @@ def refuse_overflow(seen: dict[str, dict], model_name: str) -> None:
         raise UserError(
             f"MODEL_NAME {model_name!r} does not fit FP16: {first} reaches {seen[first]['largest']:.3g}, beyond "
             f"{FP16_MAX:.0f} ({len(passing)} of {len(seen)} tensors overflow); keep operators in FP32, such as "
-            "--fp32-ops MatMul,Add,LayerNormalization, or choose INT8")
+            "--fp32-ops MatMul,Add,Sum,LayerNormalization, or choose INT8")

@@ -13,10 +13,13 @@ LARGEST_SHAPE = 64  # elements of a stored tensor that can be a shape; larger on
 
 def _shapes(model: onnx.ModelProto, batch: int, length: int) -> dict[str, list[int]]:
     """Tensor -> its shape where the graph's inputs are [batch, length], of those that can be inferred as a whole."""
-    graph = model.graph
-    small = [tensor for tensor in graph.initializer if math.prod(tensor.dims) <= LARGEST_SHAPE]
+    graph, small = model.graph, []
     given = [(value.name, value.type.tensor_type.elem_type, [batch, length]) for value in graph.input]
-    given += [(tensor.name, tensor.data_type, tensor.dims) for tensor in graph.initializer if tensor not in small]
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= LARGEST_SHAPE:
+            small.append(tensor)
+        else:  # a weight, whose values no shape depends on
+            given.append((tensor.name, tensor.data_type, tensor.dims))
     outputs = [helper.make_empty_tensor_value_info(value.name) for value in graph.output]
     example = helper.make_model(
         helper.make_graph(graph.node, graph.name, [helper.make_tensor_value_info(*value) for value in given], outputs,

@@ -9,7 +9,8 @@ from lowbit.fp16.simulation import fp16_attention, operators, range_lines, range
 from lowbit.pipeline.errors import UserError
 
 NONE = frozenset()
-EVERYTHING = frozenset({"MatMul", "Gemm", "Add", "Mul", "LayerNormalization", "Softmax", "Gather", "Tanh", "Transpose"})
+EVERYTHING = frozenset({"MatMul", "Gemm", "Add", "Sum", "Mul", "LayerNormalization", "Softmax", "Gather", "Tanh",
+                        "Transpose"})
 
 
 def half(x) -> np.ndarray:

@@ -427,7 +427,8 @@ def test_raw_exports_load(tiny_model, tmp_path, attention, dynamo, plain, by_com
     assert list(types.values()).count(TensorProto.FLOAT) == 2
 
 
-@pytest.mark.parametrize("operators", ["MatMul", "Softmax,LayerNormalization", "MatMul,Add,LayerNormalization,Gather"])
+@pytest.mark.parametrize("operators", ["MatMul", "Softmax,LayerNormalization",
+                                       "MatMul,Add,Sum,LayerNormalization,Gather"])
 def test_operators_kept_in_fp32_keep_their_weights(folder, tmp_path, batches, operators):
     """Such a file loads, is checked, and just those operators' weights are FP32."""
     chosen = fake_fp16.operators(operators)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from predict_million import predict
+from packed_process import predict
 
 from lowbit.data.tokens import load_reader
 from lowbit.data.tsv import read_tsv
@@ -29,9 +29,9 @@ from lowbit.training.weights import WEIGHTS, load_weights
 MODEL_DIRS = "dist/sample-int8,dist/sample-learned"  # packed folders, separated by commas
 RUN = "sample-int8"             # folder under models/ whose FP32 weights Optimum quantizes
 DATA_DIR = "data"               # folder of train.tsv
-TEXTS = 5_000                   # rows
+TEXTS = 5_000                   # rows that are labelled
 ROUNDS = 3                      # turns that the pipeline and each pack take
-BATCHES = "1,16"                # texts a batch of the pipeline
+BATCHES = "1,16"                # texts a batch of the pipeline, separated by commas
 # --------------------------------------------------------------------------------------------------
 
 NEEDS = ("torch==2.13.0", "transformers==4.57.6", "optimum==2.1.0", "optimum-onnx==0.1.0", "onnx==1.23.2",

@@ -6,13 +6,12 @@ Writes  results/predict_million.json
 Each predictor takes turns with the bare session, which is fed the batches that predict.py makes of the same rows,
 ready-made. The first one then labels ROWS rows.
 """
-import contextlib
-import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from packed_process import predict
 
 from lowbit.data.tsv import read_tsv
 from lowbit.pipeline.files import ROOT, resolve, shown, write_json
@@ -45,31 +44,6 @@ for inputs in batches:
     model.session.run(["logits"], inputs)
 print(time.perf_counter() - started)
 """
-
-
-def memory_mb(pid: int, key: str) -> float:
-    """VmRSS or VmHWM of a process; 0 of one that has just ended."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next((int(line.split()[1]) for line in lines if line.startswith(key)), 0) * 1024 / 1e6
-
-
-def predict(folder: Path, source: Path, target: Path) -> tuple[dict, list]:
-    """(rows a second with start-up and without, shares of the time, as predict.py says; MB, peak MB every 0.5 s)."""
-    started, seen = time.perf_counter(), []
-    process = subprocess.Popen([sys.executable, folder / "predict.py", "--input", source, "--output", target,
-                                "--force"], stderr=subprocess.PIPE, text=True)
-    while process.poll() is None:
-        seen.append((memory_mb(process.pid, "VmRSS"), memory_mb(process.pid, "VmHWM")))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)
-    seen = [pair for pair in seen if pair[0]]
-    said = process.stderr.read()
-    if process.returncode:
-        raise RuntimeError(f"predict.py ended with status {process.returncode}: {said}")
-    rows, seconds, shares = re.search(r"^(\d+) rows in ([\d.]+) s, .*?: (.*)$", said, re.MULTILINE).groups()
-    parts = {name.strip(): int(share) / 100 for name, share in re.findall(r"([a-z ]+?) (\d+) %", shares)}
-    return {"rows": int(rows), "rows_per_second": int(rows) / (time.perf_counter() - started),
-            "rows_per_second_loaded": int(rows) / float(seconds), "shares": parts}, seen
 
 
 def take_turns(folder: Path, sample: Path, target: Path) -> list[dict]:

@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from lowbit.data.task import SENTIMENT
 from lowbit.data.tokens import INPUT_NAMES
 from lowbit.data.tsv import SPLITS, read_split
+from lowbit.graph.export import trace
 from lowbit.measure.session import random_inputs, take_turns
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import ROOT, run_dir, shown, write_json
+from lowbit.pipeline.settings import check
 from lowbit.training.weights import WEIGHTS, load_weights
 
 STEP_SHAPE = (16, 64)
@@ -57,13 +58,7 @@ def plain_export(run: Path, path: Path) -> None:
     config = AutoConfig.from_pretrained(run, attn_implementation="eager", return_dict=False)
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
     load_weights(model, run / WEIGHTS)
-    axes = {0: "batch", 1: "sequence"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(model, (torch.ones((2, 16), dtype=torch.long), torch.ones((2, 16), dtype=torch.long)),
-                          str(path), dynamo=False, opset_version=17, input_names=list(INPUT_NAMES),
-                          output_names=["logits"], dynamic_axes={**dict.fromkeys(INPUT_NAMES, axes),
-                                                                 "logits": {0: "batch"}})
+    trace(model, path, 17, INPUT_NAMES, config.vocab_size)
 
 
 def write_results(result: dict, name: str, folder: Path, keep: bool) -> None:
@@ -73,6 +68,17 @@ def write_results(result: dict, name: str, folder: Path, keep: bool) -> None:
     if not keep:
         shutil.rmtree(folder)
     print(f"wrote {shown(out)}")
+
+
+def read_shapes(text: str) -> list[tuple[int, int]]:
+    """(batch, tokens) of each entry of a SHAPES setting; raises UserError for anything else."""
+    shapes = []
+    for entry in text.split(","):
+        parts = entry.split("x")
+        check(len(parts) == 2 and all(part.isdigit() and int(part) > 0 for part in parts),
+              f"SHAPES has {entry!r}; write texts x tokens, such as 16x64")
+        shapes.append((int(parts[0]), int(parts[1])))
+    return shapes
 
 
 def time_files(files: dict[str, tuple[Path, str]], reference: str, shapes, vocab_size: int, rounds: int, runs: int,

@@ -5,7 +5,7 @@ Writes  results/<NAME>.json
 
 A ratio is the median over rounds of what the first file took over what this one took; its range stands beside it.
 """
-from bert_base import time_files
+from bert_base import read_shapes, time_files
 
 from lowbit.measure.session import require_runtime
 from lowbit.pipeline.files import ROOT, resolve, shown, write_json
@@ -38,20 +38,9 @@ def read_files() -> dict:
     return files
 
 
-def read_shapes() -> list[tuple[int, int]]:
-    """(batch, tokens) of each of SHAPES."""
-    shapes = []
-    for entry in SHAPES.split(","):
-        parts = entry.split("x")
-        check(len(parts) == 2 and all(part.isdigit() and int(part) > 0 for part in parts),
-              f"SHAPES has {entry!r}; write texts x tokens, such as 16x64")
-        shapes.append((int(parts[0]), int(parts[1])))
-    return shapes
-
-
 def main(settings):
     files = read_files()
-    found = time_files(files, next(iter(files)), read_shapes(), LARGEST_ID, ROUNDS, RUNS, threads=THREADS)
+    found = time_files(files, next(iter(files)), read_shapes(SHAPES), LARGEST_ID, ROUNDS, RUNS, threads=THREADS)
     out = ROOT / "results" / f"{NAME}.json"
     write_json(out, {"machine": machine(), "versions": versions(), "settings": settings,
                      "size_mb": {name: path.stat().st_size / 1e6 for name, (path, _) in files.items()}, **found})

@@ -21,6 +21,7 @@ from lowbit.data.tokens import load_reader
 from lowbit.data.tsv import read_tsv
 from lowbit.pipeline.files import ROOT, resolve, run_dir, shown, write_json
 from lowbit.pipeline.machine import machine, versions
+from lowbit.pipeline.settings import whole_numbers
 from lowbit.pipeline.stage import run_stage
 from lowbit.training.encoder import load_run
 from lowbit.training.weights import WEIGHTS, load_weights
@@ -71,7 +72,7 @@ def environment() -> Path:
 
 
 def main(settings):
-    python, batches = environment(), [int(size) for size in BATCHES.split(",")]
+    python, batches = environment(), whole_numbers(BATCHES, "BATCHES")
     packs = [resolve(name.strip()) for name in MODEL_DIRS.split(",")]
     run, texts = run_dir(RUN), read_tsv(resolve(DATA_DIR) / "train.tsv")[0][:TEXTS]
     reader, model = load_reader(run), load_run(run)
@@ -111,8 +112,8 @@ def main(settings):
                         "ratio": statistics.median(ratios), "ratios": ratios}
         print(f"  {name:22} {result[name]['rows_per_second']:6.0f} rows a second, {result[name]['ratio']:.2f}x "
               f"({min(ratios):.2f} to {max(ratios):.2f} by turn)")
-    same = sum(ours == other for ours, other in zip(labels[packs[0].name], labels["Optimum, batch 1"], strict=True))
-    print(f"  {same} of {len(texts)} labels of {packs[0].name} are those of Optimum's own INT8 at batch 1")
+    same = sum(ours == other for ours, other in zip(labels[packs[0].name], labels[best], strict=True))
+    print(f"  {same} of {len(texts)} labels of {packs[0].name} are those of {best}")
     out = ROOT / "results" / "optimum_pipeline.json"
     write_json(out, {"machine": machine(), "versions": versions() | {"optimum": list(NEEDS)}, "settings": settings,
                      "compared_with": best, "files": result, "equal_labels": same})

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import onnxruntime as ort
+from bert_base import read_shapes
 
 from lowbit.measure.session import WARMUP, random_inputs, require_runtime
 from lowbit.pipeline.files import ROOT, resolve, shown, write_json
@@ -68,13 +69,11 @@ def main(settings):
     check(path.is_file(), f"FILE is {FILE!r}, which is not there")
     require_runtime(RUNTIME)
     found = {}
-    for shape in SHAPES.split(","):
-        check(shape.replace("x", "", 1).isdigit(), f"SHAPES has {shape!r}; write texts x tokens, such as 16x64")
-        batch, length = map(int, shape.split("x"))
-        ask = in_openvino if RUNTIME == "openvino" else in_onnxruntime
+    ask = in_openvino if RUNTIME == "openvino" else in_onnxruntime
+    for batch, length in read_shapes(SHAPES):
         spent = ask(path, random_inputs(LARGEST_ID, batch, length, RUNS + WARMUP))
         total = sum(spent.values())
-        found[shape] = dict(spent.most_common())
+        found[f"{batch}x{length}"] = dict(spent.most_common())
         print(f"  {batch} x {length} tokens: " + ", ".join(
             f"{name} {100 * time / total:.0f} %" for name, time in spent.most_common(10)))
     out = ROOT / "results" / "profile_file.json"

@@ -91,10 +91,8 @@ def stored_tensors(path: Path) -> dict[str, np.ndarray]:
             found[f"{module}.weight.integers"] = values[node.input[1]].T
             found[f"{module}.weight.scale"] = scale_of_product(node)
         elif node.op_type == FUSED_PRODUCT:
-            names = ("input.integers", "weight.integers", "input.scale", "weight.scale", "input.zero_point",
-                     "weight.zero_point")
-            found |= {f"{module}.{name}": values[tensor].T for name, tensor in zip(names, node.input, strict=False)
-                      if tensor in values}
+            parts = ("weight.integers", "input.scale", "weight.scale", "input.zero_point", "weight.zero_point")
+            found |= {f"{module}.{part}": values[tensor].T for part, tensor in zip(parts, node.input[1:6], strict=True)}
         elif node.op_type == "Mul" and rows_of_table(node):
             found[f"{module}.weight.integers"], found[f"{module}.weight.scale"] = rows_of_table(node)
         elif node.op_type == "Gather" and node.input[0].endswith(QUANTIZED_TABLE):

@@ -105,18 +105,26 @@ def join_shared_weights(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
 
 
-def export(model: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...] = INPUT_NAMES) -> None:
-    """Trace `model` (in eval mode) to `path` with dynamic batch and sequence; raises on leftover training nodes."""
-    inputs = [torch.from_numpy(value) for value in sample_inputs(model.config.vocab_size, 2, 16, 4, 0, names).values()]
-    wrapper = wrapper_of(model, names)
+def trace(module: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...], vocab_size: int) -> None:
+    """Write what torch's exporter makes of `module`, which takes inputs in the order of `names` and gives logits.
+
+    Batch and sequence are dynamic. Beyond 2 GB it writes every weight to a file of its own.
+    """
+    inputs = [torch.from_numpy(value) for value in sample_inputs(vocab_size, 2, 16, 4, 0, names).values()]
     axes = {0: "batch", 1: "sequence"}
-    with warnings.catch_warnings(), atomic_folder(path.parent) as aside:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TracerWarnings on shapes that largest_difference proves dynamic
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         # the TorchScript exporter: the other one leaves Dropout nodes and stale shapes that stop the quantizer
-        torch.onnx.export(wrapper, tuple(inputs), str(aside / path.name), dynamo=False, opset_version=opset,
+        torch.onnx.export(module, tuple(inputs), str(path), dynamo=False, opset_version=opset,
                           input_names=list(names), output_names=["logits"],
                           dynamic_axes={**dict.fromkeys(names, axes), "logits": {0: "batch"}})
+
+
+def export(model: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...] = INPUT_NAMES) -> None:
+    """Trace `model` (in eval mode) to `path` with dynamic batch and sequence; raises on leftover training nodes."""
+    with atomic_folder(path.parent) as aside:
+        trace(wrapper_of(model, names), aside / path.name, opset, names, model.config.vocab_size)
         exported = onnx.load(aside / path.name)
     join_shared_weights(exported.graph)
     simplify(exported)

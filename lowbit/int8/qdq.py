@@ -30,11 +30,10 @@ class _Writer(GraphWriter):
     def layer(self, node: onnx.NodeProto, path: str, module) -> bool:
         if isinstance(module, LearnedQuantLinear) and node.op_type in ("MatMul", "Gemm", "Add"):
             return self.learned_linear(node, path, module)
-        elif isinstance(module, SymmetricQuantEmbedding) and node.op_type == "Gather":
+        if isinstance(module, SymmetricQuantEmbedding) and node.op_type == "Gather":
             self.embedding(node, path, module)
-        else:
-            return False
-        return True
+            return True
+        return False
 
     def embedding(self, node: onnx.NodeProto, path: str, module: SymmetricQuantEmbedding) -> None:
         """Rows are looked up as integers, and only these are dequantized."""

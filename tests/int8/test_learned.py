@@ -484,7 +484,9 @@ def test_scales_were_trained(folder, tiny_model, small_data):
     assert len(started) == INPUTS_OF_A_RUN + 2 * ATTENTION_PRODUCTS
     for name, start in started.items():
         assert 0 < trained[name] < float("inf"), name
-        assert 1e-5 < abs(trained[name] / start - 1) < 1, name  # from there, and not there any more
+        # from there, and not there any more; LSQ's steps are larger for a tensor of one token a text
+        most = 1 if name.startswith(f"bert.encoder.layer.{LAYERS - 1}.") else 0.5
+        assert 1e-5 < abs(trained[name] / start - 1) < most, name
 
 
 # ---- refusals

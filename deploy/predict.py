@@ -154,6 +154,7 @@ def main(argv: list[str]) -> int:
     if ended is not None:
         raise ended
     out.finish()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is written: Ctrl-C would only disturb the end of the threads
     if not words:
         summary(out, predictor, time.monotonic() - started, out.rows - out.done)
     return 1 if out.counts[""] else 0

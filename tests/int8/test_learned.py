@@ -456,7 +456,7 @@ def test_report_in_openvino(run, stage_flags):
     found = json.loads((run_folder(other) / "results.json").read_text())
     assert found["settings"]["RUNTIME"] == "openvino"
     assert found["versions"]["openvino"]
-    assert found["files"]["INT8"]["all_against_simulation"]["same_label"] > 0.92  # of 30 texts, some nearly a tie
+    assert found["files"]["INT8"]["all_against_simulation"]["same_label"] > 0.99
 
 
 def test_training_goes_on_from_its_checkpoint(run, stage_flags):
@@ -484,8 +484,8 @@ def test_scales_were_trained(folder, tiny_model, small_data):
     assert len(started) == INPUTS_OF_A_RUN + 2 * ATTENTION_PRODUCTS
     for name, start in started.items():
         assert 0 < trained[name] < float("inf"), name
-        # from there, and not there any more; LSQ's steps are larger for a tensor of one token a text
-        most = 1 if name.startswith(f"bert.encoder.layer.{LAYERS - 1}.") else 0.5
+        # from there, and not there any more; the last layer's attention is one row a text, whose scale moves by 0.51
+        most = 0.6 if name.startswith(f"bert.encoder.layer.{LAYERS - 1}.attention.self.quantizers.prob") else 0.5
         assert 1e-5 < abs(trained[name] / start - 1) < most, name
 
 

@@ -67,15 +67,14 @@ class Output:
         """Raise Refusal where no output can be, or where it would be the input."""
         if not self.path.parent.is_dir():
             raise Refusal(f"OUTPUT {self.path}: there is no folder {self.path.parent}")
-        for path in filter(os.path.exists, (self.path, self.part, self.mark, self.fresh)):
-            if not path.is_file():
+        for path in (self.path, self.part, self.mark, self.fresh):
+            found = _found(path)
+            if found and not stat.S_ISREG(found.st_mode):
                 raise Refusal(f"OUTPUT {self.path}: {path} is no file but a folder or device: name a file")
             if source is not None and _same(path, source):
                 raise Refusal(f"OUTPUT {self.path} is the input itself: {path} is the same file; name another")
-        for path in filter(os.path.exists, () if self.force else (self.mark, self.fresh)):
-            with open(path, "rb") as notes:
-                start = notes.read(len(BEGUN))
-            if start and start != BEGUN:
+        for path in () if self.force else (self.mark, self.fresh):
+            if _is_foreign(path):
                 raise Refusal(f"{path} is not what this script writes: move it away, begin again with --force, or name "
                               "another --output")
 
@@ -97,7 +96,7 @@ class Output:
         """Whether the part is this process's alone now; a part that was renamed since it was opened is not."""
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self.part.exists() and _same(self.part, self.file):
+            if _same(self.part, self.file):
                 return True
         except BlockingIOError:
             pass
@@ -175,18 +174,36 @@ class Output:
         if self.path.exists() and not self.force:
             raise Refusal(f"OUTPUT {self.path} has appeared meanwhile, and is left as it is: move it away and finish "
                           "with --resume")
-        if not self.part.exists() or not _same(self.part, self.file):
+        if not _same(self.part, self.file):
             raise Refusal(f"{self.part} was moved or deleted while it was written: begin again")
         os.replace(self.part, self.path)
-        if self.mark.exists() and _same(self.mark, self.notes):  # and not those of a run that has begun since
-            self.mark.unlink()
+        if _same(self.mark, self.notes):  # and not those of a run that has begun since
+            self.mark.unlink(missing_ok=True)
         os.close(self.notes)
         os.close(self.file)
 
 
+def _found(file) -> os.stat_result | None:
+    """What a path or descriptor is; None where nothing is, or another process has just taken it away."""
+    try:
+        return os.stat(file)
+    except OSError:
+        return None
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is there that does not begin as the notes of a run do."""
+    try:
+        with path.open("rb") as notes:
+            return notes.read(len(BEGUN)) not in (b"", BEGUN)
+    except FileNotFoundError:
+        return False
+
+
 def _same(one, other) -> bool:
-    """Whether two paths or descriptors are one file."""
-    return os.path.samestat(os.stat(one), os.stat(other))
+    """Whether two paths or descriptors are one file, which is there."""
+    one, other = _found(one), _found(other)
+    return bool(one and other and os.path.samestat(one, other))
 
 
 def _is_note(note) -> bool:

@@ -1,4 +1,4 @@
-"""Stage 3 of 4, if it is wanted: train the weights of a mix at the bits that it gives them, and write the file anew.
+"""Stage 3 of 4: train the weights of a mix at the bits that it gives them, and write the file; may be left out.
 
 Reads   models/<MIXED_RUN>/assignment.json  (mixed_precision.py), and the fine-tuned model that it was made from
         DATA_DIR/{train,valid,test}.tsv     train to learn from, valid to choose the epoch

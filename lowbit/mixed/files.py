@@ -62,7 +62,7 @@ class Files:
         self.parts, self.weights = parts_of(self.model), weights_of(self.model)
         self.exported = onnx.load(folder / SOURCE)
         self.rows = [pad([row], pad_id) for row in rows]
-        self.rounded: dict[float, dict[str, Rounded]] = {FP32: {}}
+        self.rounded = {FP32: {}}
         self.reference = self.outputs(self.graph(self.uniform(FP32))) if rows else np.empty((0, 0))
 
     def uniform(self, bits: float) -> Assignment:

@@ -26,7 +26,8 @@ def heat_map(result: dict, bits: str, path: Path) -> None:
             grid[layers.index(module["layer"]), kinds.index(module["kind"])] = module["bits"][bits][score]
     row = np.array([[module["bits"][bits][score] for module in others]])
     values = np.concatenate([grid[np.isfinite(grid)], row.flatten()]).clip(LEAST)
-    norm = LogNorm(values.min(), max(values.max(), 1.01 * values.min()))
+    least, most = float(values.min()), float(values.max())
+    norm = LogNorm(least, max(most, 1.01 * least))
     figure = Figure(figsize=(max(7.0, 1.05 * len(kinds) + 1), 2.2 + 0.42 * len(layers)), layout="constrained")
     axes = figure.subplots(2, 1, height_ratios=(1, max(len(layers), 1)))
     for axis, held, down, across in ((axes[0], row, [""], [module["kind"] for module in others]),
@@ -39,7 +40,7 @@ def heat_map(result: dict, bits: str, path: Path) -> None:
         axis.set_yticks(range(len(down)), down, fontsize=7.5)
         for i, j in np.ndindex(held.shape):
             if np.isfinite(held[i, j]):
-                dark = norm(max(held[i, j], LEAST)) > 0.55
+                dark = held[i, j] > least * (most / least) ** 0.55
                 axis.text(j, i, f"{held[i, j]:.1e}", ha="center", va="center", fontsize=7,
                           color="white" if dark else "black")
     figure.suptitle(f"{NAMES[score]} {bits} bits", fontsize=10)

@@ -5,9 +5,9 @@
     fisher           mean over texts of (g . (rounded - weight))**2 / 2
                      g = gradient of v . logits;  v = sqrt(p) * e - p * (sqrt(p) . e);  e: a random sign a label
 
-p are the model's own probabilities. The mean of v v' is diag(p) - p p', the Fisher matrix of a softmax: so fisher is the
-second-order approximation of the KL divergence along the step that rounding takes, from one backward pass a text. Of
-a number v is 1. Fisher sees weights alone: what 8-bit inputs cost is in kl only.
+p are the model's own probabilities. The mean of v v' is diag(p) - p p', the Fisher matrix of a softmax: so fisher is
+the second-order approximation of the KL divergence along the step that rounding takes, from one backward pass a text.
+Of a number v is 1. Fisher sees weights alone: what 8-bit inputs cost is in kl only.
 """
 
 import math

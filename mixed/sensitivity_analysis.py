@@ -30,7 +30,7 @@ from lowbit.training.encoder import RUN_FILES
 RUN = "indobert-fp32-smsa-3label-finetuned"  # folder under models/ of finetune_fp32.py
 DATA_DIR = "data"               # folder of valid.tsv, from the project's root
 BITS = "8,4,2"                  # bits that each module is tried at, with commas: 8, 4, 2, 1.6
-SCORE = "kl,fisher"             # kl: measured, a file a module and number of bits; fisher: from gradients, a pass a text
+SCORE = "kl,fisher"             # kl: measured, a file a module and bits; fisher: from gradients, a pass a text
 MODE = "only"                   # of kl: only (this module at few bits), all_but (all others), or both
 TEXTS = 256                     # texts of valid's first half, drawn at random
 SEED = 42                       # of the draw, and of fisher's random signs

@@ -37,7 +37,7 @@ DATA_DIR = "data"               # folder of valid.tsv, from the project's root
 BUDGET = "size_mb=4.6"          # size_mb=…, effective_bits=… (of a weight), max_kl=… (nats) or speed=… (times FP32's)
 CHOICES = "32,8,4,2"            # bits that a module may have, with commas; 32 leaves it in FP32
 KEEP_SPEED = True               # no encoder layer keeps FP32: the file is as fast as INT8; speed=… ignores it
-TEXTS = 256                     # texts of valid's first half that candidates are measured on; 0 = all of it
+TEXTS = 0                       # texts of valid's first half that candidates are measured on; 0 = all of it
 ROUNDS = 3                      # of steps around the best candidate; 0 takes the best proposal
 TOKENS = 128                    # BUDGET speed=…: length of the timed text
 SEED = 42                       # of the draw of texts

@@ -58,7 +58,7 @@ class Files:
     """Graphs of assignments of one FP32 run, and their answers to given token rows."""
 
     def __init__(self, folder: Path, rows: list[Row], pad_id: int):
-        self.model = load_fp32(folder)
+        self.folder, self.model = folder, load_fp32(folder)
         self.parts, self.weights = parts_of(self.model), weights_of(self.model)
         self.exported = onnx.load(folder / SOURCE)
         self.rows = [pad([row], pad_id) for row in rows]

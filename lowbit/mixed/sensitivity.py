@@ -63,17 +63,15 @@ def fisher(files: Files, bits: list[float], seed: int) -> dict[float, dict[str, 
 
 
 def measured_divergence(files: Files, bits: list[float], mode: str, memory: Memory) -> dict[float, dict[str, dict]]:
-    """bits -> module -> {"divergence", "flips", "bytes" by which the file differs from FP32's} of a MODE."""
-    base = memory.get("fp32", lambda: files.measured(files.uniform(FP32)))
+    """bits -> module -> {"divergence", and of mode only "flips"} of a MODE."""
     found: dict[float, dict[str, dict]] = {each: {} for each in bits}
     work = [(each, name) for each in bits for name in files.parts]
     for each, name in tqdm(work, desc=f"  {mode}", unit="file", disable=None):
         whole = files.uniform(FP32) if mode == "only" else files.uniform(each)
         changed = whole | {name: each if mode == "only" else FP32}
         held = memory.get(f"{mode} {each:g} {name}", lambda changed=changed: files.measured(changed))
-        if mode == "only":
-            found[each][name] = held | {"bytes": held["bytes"] - base["bytes"]}
-        else:
+        found[each][name] = held
+        if mode == "all_but":
             every = memory.get(f"uniform {each:g}", lambda whole=whole: files.measured(whole))
             found[each][name] = {"divergence": every["divergence"] - held["divergence"]}
     return found
@@ -123,10 +121,14 @@ def analyse(files: Files, bits: list[float], scores: list[str], modes: list[str]
 
 
 def bytes_of(files: Files, bits: float, memory: Memory) -> dict[str, int]:
-    """Module -> by how many bytes the file grows where this module alone has these bits; below 0."""
+    """Module -> by how many bytes a file grows if this module has these bits instead of FP32; below 0.
+
+    Beside others at the same bits: what they share, such as the table of the look-up, is not this module's.
+    """
     def measure():
-        base = files.graph(files.uniform(FP32)).ByteSize()
-        return {name: files.graph(files.uniform(FP32) | {name: bits}).ByteSize() - base for name in files.parts}
+        whole = files.uniform(bits)
+        every = files.graph(whole).ByteSize()
+        return {name: every - files.graph(whole | {name: FP32}).ByteSize() for name in files.parts}
     return memory.get(f"bytes {bits:g}", measure)
 
 

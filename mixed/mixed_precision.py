@@ -73,12 +73,15 @@ def search_of(settings, source, files, reader, memory, modules) -> Search:
     scores = {name: score for name, score in (("kl", "kl_only"), ("fisher", "fisher")) if score in first}
     check(bool(scores), f"{shown(source / SENSITIVITY)} has neither kl nor fisher: run `python {ANALYSE}` again")
     losses = {name: loss_table(modules, choices, score) for name, score in scores.items()}
-    return Search(budget, files, memory, choices, cost, base, losses, fp32_bytes, size)
+    shared = {bits: files.shared_bytes(bits, {name: module["bits"][f"{bits:g}"]["bytes"] for name, module in
+                                              modules.items()}) for bits in known if bits != FP32}
+    return Search(budget, files, memory, choices, cost, base, losses, fp32_bytes, size, shared)
 
 
 def candidate_lines(candidates, best) -> list[str]:
-    """The candidates, best first, as a user reads them."""
-    lines = [f"  {'candidate':20} {'MB':>6} {'KL foretold':>12} {'KL, search':>11} {'KL, decides':>12} {'flips':>6}"]
+    """The candidates, best first, with their divergence from FP32, as a user reads them."""
+    lines = [f"  {'divergence:':28}{'foretold':>12} {'half that':>11} {'half that':>12}",
+             f"  {'candidate':20} {'MB':>6} {'':12} {'proposes':>11} {'decides':>12} {'flips':>6}"]
     for one in candidates:
         foretold = f"{one.predicted['kl']:.1e}" if "kl" in one.predicted else "-"
         confirmed = one.measured["confirm"]

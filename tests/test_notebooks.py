@@ -27,7 +27,7 @@ def test_tutorial_is_committed_executed():
 
 @pytest.mark.stages
 def test_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    """In a new kernel, from a folder of its own, without a hub; what it ends with are labels of Indonesian sentences."""
+    """In a new kernel, from a folder of its own, without a hub; it ends with labels of Indonesian sentences."""
     for name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, ENVIRONMENT[name])
     monkeypatch.setenv("TMPDIR", str(tmp_path))

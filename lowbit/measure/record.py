@@ -80,7 +80,7 @@ METRICS = {metric.key: metric for metric in (
     Metric("loss.high", "lost at most", "{:+.2f}", LOWER),
     Metric("against_fp32.flips", "flips", "{:d}", LOWER),
     Metric("against_fp32.mcnemar_p", "p", "{:.2f}"),
-    Metric("against_fp32.divergence", "KL", "{:.1e}", LOWER),
+    Metric("against_fp32.divergence", "divergence", "{:.1e}", LOWER),
     Metric("model_size", "MB", "{:.1f}", LOWER),
     Metric("compression", "smaller", "{:.2f}x", HIGHER),
     Metric("median_ms", "median ms", "{:.2f}", LOWER),

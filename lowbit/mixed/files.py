@@ -18,10 +18,11 @@ import torch
 
 from lowbit.data.tokens import Row, pad
 from lowbit.int4.file import write
-from lowbit.int4.levels import LEVELS, Levels
+from lowbit.int4.levels import LEVELS
 from lowbit.int4.simulation import assign, parts_of, start_scales
 from lowbit.measure.score import divergence
 from lowbit.mixed.assignment import FP32, Assignment, levels_of, weights_of
+from lowbit.pipeline.errors import UserError
 from lowbit.training.encoder import load_run
 from lowbit.training.weights import load_weights
 
@@ -32,7 +33,7 @@ class Rounded:
     """What the file writer takes of a module: levels, and the tensors that the simulation says are stored."""
 
     def __init__(self, module):
-        self.levels: Levels = module.levels
+        self.levels = module.levels
         self.tensors = module.stored()
 
     def stored(self) -> dict[str, torch.Tensor]:
@@ -61,6 +62,7 @@ class Files:
         self.folder, self.model = folder, load_fp32(folder)
         self.parts, self.weights = parts_of(self.model), weights_of(self.model)
         self.exported = onnx.load(folder / SOURCE)
+        refuse_layers_used_twice(self.exported.graph, self.parts)
         self.rows = [pad([row], pad_id) for row in rows]
         self.rounded = {FP32: {}}
         self.reference = self.outputs(self.graph(self.uniform(FP32))) if rows else np.empty((0, 0))
@@ -82,6 +84,14 @@ class Files:
         return write(self.exported, {name: self.rounded_at(bits)[name] for name, bits in assignment.items()
                                      if bits != FP32})
 
+    def shared_bytes(self, bits: float, alone: dict[str, int]) -> int:
+        """Bytes that a file with these bits has once, such as the table of the look-up: beyond FP32's and the modules'.
+
+        `alone` are the modules' bytes, beside others at the same bits (sensitivity.bytes_of).
+        """
+        sizes = [self.graph(self.uniform(each)).ByteSize() for each in (bits, FP32)]
+        return sizes[0] - sizes[1] - sum(alone.values())
+
     def outputs(self, graph: onnx.ModelProto) -> np.ndarray:
         """Logits [texts, outputs] of a graph, one text at a time on one thread."""
         options = ort.SessionOptions()
@@ -95,6 +105,16 @@ class Files:
         outputs = self.outputs(graph)
         flips = int((outputs.argmax(-1) != self.reference.argmax(-1)).sum()) if outputs.shape[-1] > 1 else 0
         return {"divergence": divergence(outputs, self.reference), "flips": flips, "bytes": graph.ByteSize()}
+
+
+def refuse_layers_used_twice(graph: onnx.GraphProto, parts: dict[str, str]) -> None:
+    """Raise UserError for a graph with more products of stored weights than the model has Linear layers: ALBERT's."""
+    stored = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
+    products = sum(node.op_type in ("MatMul", "Gemm") and node.input[1] in stored for node in graph.node)
+    layers = sum(part != "tables" for part in parts.values())
+    if products > layers:
+        raise UserError(f"this encoder uses its {layers} Linear layers {products} times in one pass, so that no layer "
+                        "can have bits of its own: choose int8_eager/ with dynamic ranges for it")
 
 
 def halves(count: int) -> tuple[list[int], list[int]]:

@@ -28,14 +28,15 @@ def speed_against(record: dict, other: dict, shape: str) -> list[float]:
 def comparison_lines(results: dict) -> list[str]:
     """Every file in a line: size, divergence from FP32 on test, quality, labels that changed, speed."""
     files, shape = results["files"], results["protocol"]["SHAPES"][-1]
-    shown_columns = [*metrics("model_size", "against_fp32.divergence"), *quality_metrics(task_of_results(results))]
-    changed = metrics("against_fp32.flips", "against_fp32.mcnemar_p") if task_of_results(results).labels else []
-    width = max(map(len, files))
-    heads = [metric.heading for metric in (*shown_columns, *changed)]
-    lines = [f"  {'':{width}} " + " ".join(f"{head:>9}" for head in heads) + f" {'x FP32':>7} {'x ' + INT8:>12}"]
+    size, divergence, *changed = metrics("model_size", "against_fp32.divergence", "against_fp32.flips",
+                                         "against_fp32.mcnemar_p")
+    task, width = task_of_results(results), max(map(len, files))
+    room = {metric: max(7, len(metric.heading)) for metric in (
+        size._replace(form="{:.2f}"), divergence, *quality_metrics(task), *(changed if task.labels else ()))}
+    heads = " ".join(f"{metric.heading:>{wide}}" for metric, wide in room.items())
+    lines = [f"  {'':{width}} {heads} {'x FP32':>7} {'x ' + INT8:>12}"]
     for name, record in files.items():
-        cells = " ".join(f"{f'{metric.value(record):.2f}' if metric.key == 'model_size' else metric.show(record):>9}"
-                         for metric in shown_columns + changed)
+        cells = " ".join(f"{metric.show(record):>{wide}}" for metric, wide in room.items())
         ratios = speed_against(record, files[INT8], shape)
         lines.append(f"  {name:{width}} {cells} {record['speedup']:6.2f}x {statistics.median(ratios):11.2f}x")
     ratios = speed_against(list(files.values())[-1], files[INT8], shape)

@@ -46,12 +46,14 @@ class Search:
     losses: dict[str, Table]  # score -> what each choice is foretold to lose
     fp32_bytes: float
     size: Table
+    shared: dict[float, float]  # bits -> bytes that a file with them has once, whatever modules have them
 
     def measure(self, name: str, assignment: Assignment) -> Candidate:
         """A candidate with all of its figures."""
         measured = self.memory.get(digest_of(assignment), lambda: self.files.measured(assignment))
         predicted = {score: total(table, assignment) for score, table in self.losses.items()} | {
-            "bytes": self.fp32_bytes + total(self.size, assignment)}
+            "bytes": self.fp32_bytes + total(self.size, assignment) + sum(
+                self.shared.get(bits, 0) for bits in set(assignment.values()))}
         kept = measured["divergence"] if self.budget.kind == "max_kl" else (
             measured["bytes"] if self.budget.kind == "size_mb" else self.base + total(self.cost, assignment))
         return Candidate(name, assignment, predicted, measured, kept <= limit_of(self.budget, self.base) * (1 + 1e-9))
@@ -67,7 +69,8 @@ class Search:
         """The integer program's answer; of max_kl the least cost whose foretold divergence keeps `share` of it."""
         if self.budget.kind == "max_kl":
             return solve(self.cost, loss, self.budget.limit * share - base_loss, **around)
-        return solve(loss, self.cost, limit_of(self.budget, self.base) - self.base, **around)
+        once = sum(self.shared.values()) if self.budget.kind == "size_mb" else 0
+        return solve(loss, self.cost, limit_of(self.budget, self.base) - self.base - once, **around)
 
     def proposals(self) -> list[Candidate]:
         """Uniform bits, hand rules and the integer program's answers, measured."""

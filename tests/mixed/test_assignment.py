@@ -79,7 +79,7 @@ def test_speed_is_kept_by_leaving_no_encoder_layer_in_fp32():
 def test_mean_bits_weighs_by_weights():
     weights = {"words": 30, "a.layer.0.query": 10}
     assert mean_bits({"words": 4.0, "a.layer.0.query": 8.0}, weights) == pytest.approx(5)
-    table = bits_table(weights, {name: CHOICES for name in weights})
+    table = bits_table(weights, dict.fromkeys(weights, CHOICES))
     assert total(table, {"words": 4.0, "a.layer.0.query": 8.0}) == pytest.approx(5)
 
 

@@ -16,9 +16,10 @@ from lowbit.graph.agreement import differing, simulated_tensors, stored_tensors
 from lowbit.graph.census import census
 from lowbit.graph.export import export
 from lowbit.mixed.file import float_weights, write_file
-from lowbit.mixed.files import SOURCE, Files, halves, simulated
+from lowbit.mixed.files import SOURCE, Files, halves, refuse_layers_used_twice, simulated
 from lowbit.mixed.memory import Memory
 from lowbit.mixed.sensitivity import analyse, fisher, signed, steps_of
+from lowbit.pipeline.errors import UserError
 
 BITS = [32.0, 8.0, 4.0, 2.0, 1.6]
 MODULES = 17
@@ -163,6 +164,16 @@ def test_halves_share_no_text():
     for count in (0, 1, 2, 7):
         first, second = halves(count)
         assert sorted(first + second) == list(range(count))
+
+
+def test_layers_used_twice_are_refused(files):
+    """As ALBERT's are: the file would leave the second use on floats, which no stored integer shows."""
+    graph = copy.deepcopy(files.exported.graph)
+    refuse_layers_used_twice(graph, files.parts)
+    product = next(node for node in graph.node if node.name.endswith("query/MatMul"))
+    graph.node.append(copy.deepcopy(product))
+    with pytest.raises(UserError, match="uses its 14 Linear layers 15 times"):
+        refuse_layers_used_twice(graph, files.parts)
 
 
 def test_pads_nothing(files):

@@ -155,8 +155,8 @@ def test_mixes_are_rows_of_the_matrix(trained, mixed_run, finetuned, small_data,
     run = ended_well(*trained)
     done = run_stage_script(
         "run_qat.py", "finetuned_smsa", "--run", finetuned, "--int8-runs", mixed_run, "--int4-runs", "", "--fp16-runs",
-        "", "--mixed-runs", f"{mixed_run},{run}", "--data-dir", small_data, "--results", tmp_path, "--rounds", 1, "--runs",
-        2, "--tokens", 16, "--threads", 1, folder="ptq")
+        "", "--mixed-runs", f"{mixed_run},{run}", "--data-dir", small_data, "--results", tmp_path, "--rounds", 1,
+        "--runs", 2, "--tokens", 16, "--threads", 1, folder="ptq")
     assert done.returncode == 0, done.stderr
     files = json.loads((tmp_path / "finetuned_smsa" / "results.json").read_text())["files"]
     budget = json.loads((run_folder(mixed_run) / "assignment.json").read_text())["budget"].replace("=", "_")
@@ -210,7 +210,7 @@ def test_killed_search_leaves_nothing_half_made(finetuned, mixed_run, small_data
     (MIX, ("--choices", "8,1.6"), "CHOICES names 1.6 bits, which"),
     (MIX, ("--choices", "32"), "with KEEP_SPEED it needs"),
     (MIX, ("--fp32-run", "nobody"), "model_fp32.onnx is missing: run `python ptq/finetune_fp32.py --run nobody`"),
-    (TRAIN, ("--mixed-run", "nobody"), "assignment.json is missing: run `python mixed/mixed_precision.py --run nobody`"),
+    (TRAIN, ("--mixed-run", "nobody"), "assignment.json is missing: run `python mixed/mixed_precision.py"),
     (EVALUATE, ("--random", -1), "RANDOM is -1"),
 ])
 def test_setting_that_is_refused(finetuned, mixed_run, small_data, name, flags, said):

@@ -12,19 +12,17 @@ import shutil
 from lowbit.data.task import task_of_run
 from lowbit.data.tokens import load_reader
 from lowbit.data.tsv import describe, read_split
-from lowbit.mixed import budget as budgets
 from lowbit.mixed import files as mixed_files
-from lowbit.mixed.assignment import ASSIGNMENT, FP32, assignment_lines, mean_bits, read_bits
-from lowbit.mixed.budget import MILLION, bits_table, bytes_table, choices_of, loss_table, read_budget, time_table
+from lowbit.mixed.assignment import ASSIGNMENT, assignment_lines, mean_bits, read_bits
+from lowbit.mixed.budget import MILLION, read_budget
 from lowbit.mixed.file import PRECISION, write_file
 from lowbit.mixed.files import SOURCE, WEIGHTS, Files, halves, simulated
 from lowbit.mixed.memory import Memory
-from lowbit.mixed.search import Search
+from lowbit.mixed.plan import search_for
 from lowbit.mixed.sensitivity import SENSITIVITY, chosen_texts
-from lowbit.mixed.speed import kernel_times, tokens_of_layers
 from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import machine, versions
-from lowbit.pipeline.manifest import record, recorded
+from lowbit.pipeline.manifest import record, recorded, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.ptq.matrix import digest
@@ -49,35 +47,6 @@ STAGES = {"train": STAGE, "export": STAGE, "quantize": STAGE, "evaluate": EVALUA
 FORMAT = 1
 
 
-def search_of(settings, source, files, reader, memory, modules) -> Search:
-    """The search that BUDGET asks for."""
-    budget, known = read_budget(BUDGET), read_bits(CHOICES, "CHOICES")
-    for bits in known:
-        check(bits == FP32 or f"{bits:g}" in next(iter(modules.values()))["bits"],
-              f"CHOICES names {bits:g} bits, which {shown(source / SENSITIVITY)} has no figures of: run `python "
-              f"{ANALYSE} --run {FP32_RUN} --bits {','.join(f'{each:g}' for each in known if each != FP32)}`")
-    choices = choices_of(files.parts, known, KEEP_SPEED and budget.kind != "speed")
-    check(all(choices.values()), f"CHOICES is {CHOICES!r}: with KEEP_SPEED it needs a number of bits below 32")
-    size, fp32_bytes = bytes_table(modules, choices), files.graph(files.uniform(FP32)).ByteSize()
-    cost, base = size, float(fp32_bytes)
-    if budget.kind == "effective_bits":
-        cost, base = bits_table(files.weights, choices), 0.0
-    if budget.kind == "speed":
-        fp32_ms, int8_ms = kernel_times(files, source, TOKENS, 5, 20, len(reader.tokenizer), reader.inputs)
-        print(f"  a text of {TOKENS} tokens takes {fp32_ms:.2f} ms in FP32, {int8_ms:.2f} ms in INT8 "
-              f"({fp32_ms / int8_ms:.2f}x)")
-        tokens = tokens_of_layers(files, TOKENS)
-        cost, base = time_table(files.weights, choices, tokens, fp32_ms, int8_ms), fp32_ms
-    budgets.refuse_out_of_reach(budget, cost, base)
-    first = next(iter(next(iter(modules.values()))["bits"].values()))
-    scores = {name: score for name, score in (("kl", "kl_only"), ("fisher", "fisher")) if score in first}
-    check(bool(scores), f"{shown(source / SENSITIVITY)} has neither kl nor fisher: run `python {ANALYSE}` again")
-    losses = {name: loss_table(modules, choices, score) for name, score in scores.items()}
-    shared = {bits: files.shared_bytes(bits, {name: module["bits"][f"{bits:g}"]["bytes"] for name, module in
-                                              modules.items()}) for bits in known if bits != FP32}
-    return Search(budget, files, memory, choices, cost, base, losses, fp32_bytes, size, shared)
-
-
 def candidate_lines(candidates, best) -> list[str]:
     """The candidates, best first, with their divergence from FP32, as a user reads them."""
     lines = [f"  {'divergence:':28}{'foretold':>12} {'half that':>11} {'half that':>12}",
@@ -91,8 +60,20 @@ def candidate_lines(candidates, best) -> list[str]:
     return lines
 
 
+def write_run(folder, source, files, best, held) -> list[str]:
+    """The file, its census, the assignment and what a run's folder needs; returns their names."""
+    with atomic_folder(folder) as scratch:
+        counted = write_file(source / SOURCE, simulated(files.model, best.assignment), best.assignment,
+                             scratch / "model_mixed.onnx")
+        write_json(scratch / "census.json", counted)
+        write_json(scratch / ASSIGNMENT, held)
+        for name in RUN_FILES:
+            shutil.copyfile(source / name, scratch / name)
+        return publish(scratch)
+
+
 def main(settings):
-    budget = read_budget(BUDGET)
+    budget, choices = read_budget(BUDGET), read_bits(CHOICES, "CHOICES")
     check(RUN != FP32_RUN, f"RUN and FP32_RUN are both {RUN!r}: name another RUN, it is made")
     check(TEXTS >= 0, f"TEXTS is {TEXTS}; it must be 0 or more")
     check(ROUNDS >= 0, f"ROUNDS is {ROUNDS}; it must be 0 or more")
@@ -106,6 +87,8 @@ def main(settings):
     rows = reader.rows(texts)
     search_rows, confirm_rows = ([rows[i] for i in part] for part in halves(len(rows)))
     search_rows = chosen_texts(search_rows, TEXTS or len(search_rows), SEED)
+    check(not (folder / RUN_FILES[0]).exists() or STAGE in stages_of(folder),
+          f"RUN is {RUN!r}, a folder that holds another model: choose a new name")
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder)
     circumstances = (search_rows, versions(), [sha256(path) for path in (source / SOURCE, source / WEIGHTS)],
@@ -113,7 +96,7 @@ def main(settings):
     memory = Memory(folder / "unfinished_search.json", digest(*circumstances))
     files = Files(source, search_rows, reader.pad_id)
     modules = json.loads((source / SENSITIVITY).read_text(encoding="utf-8"))["modules"]
-    search = search_of(settings, source, files, reader, memory, modules)
+    search = search_for(budget, choices, KEEP_SPEED, TOKENS, source, files, reader, memory, modules)
     candidates = search.proposals()
     candidates += search.improve(min(candidates, key=search.rank), ROUNDS)
     confirm = Files(source, confirm_rows, reader.pad_id)
@@ -124,26 +107,19 @@ def main(settings):
                      f"{best.measured['bytes'] / MILLION:.2f} MB and a divergence of {best.measured['divergence']:.1e}")
     print(*candidate_lines(candidates, best), sep="\n")
     print(*assignment_lines(best.assignment, files.weights, files.parts), sep="\n")
-    held = {"format": FORMAT, "budget": str(budget), "chosen": best.name, "bits": best.assignment,
-            "weights": files.weights, "parts": files.parts, "mean_bits": mean_bits(best.assignment, files.weights),
-            "predicted": best.predicted, "measured": best.measured, "choices": search.choices,
-            "texts": {"search": len(search_rows), "confirm": len(confirm_rows)},
-            "candidates": [vars(one) for one in candidates], "machine": machine(), "versions": versions()}
-    with atomic_folder(folder) as scratch:
-        counted = write_file(source / SOURCE, simulated(files.model, best.assignment), best.assignment,
-                             scratch / "model_mixed.onnx")
-        write_json(scratch / "census.json", counted)
-        write_json(scratch / ASSIGNMENT, held)
-        for name in RUN_FILES:
-            shutil.copyfile(source / name, scratch / name)
-        names = publish(scratch)
+    bits = mean_bits(best.assignment, files.weights)
+    names = write_run(folder, source, files, best, {
+        "format": FORMAT, "budget": str(budget), "chosen": best.name, "bits": best.assignment, "weights": files.weights,
+        "parts": files.parts, "mean_bits": bits, "predicted": best.predicted, "measured": best.measured,
+        "choices": search.choices, "texts": {"search": len(search_rows), "confirm": len(confirm_rows)},
+        "candidates": [vars(one) for one in candidates], "machine": machine(), "versions": versions()})
     record(folder, STAGE, settings, [*read, data_dir / "valid.tsv"], names, {
         "precision": PRECISION, "file": "model_mixed.onnx", "runtime": "onnxruntime", "task": task.as_json(),
         "stages": STAGES})
     memory.forget()
     written, foretold = (folder / "model_mixed.onnx").stat().st_size, best.predicted["bytes"]
     print(f"wrote {shown(folder / 'model_mixed.onnx')}: {written / MILLION:.3f} MB, foretold {foretold / MILLION:.3f} "
-          f"({100 * (written / foretold - 1):+.2f} %), {held['mean_bits']:.2f} bits a weight")
+          f"({100 * (written / foretold - 1):+.2f} %), {bits:.2f} bits a weight")
     return next_command(EVALUATE, settings, "RUN", "DATA_DIR")
 
 

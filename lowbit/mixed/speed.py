@@ -10,6 +10,8 @@ from lowbit.mixed.files import SOURCE, Files
 from lowbit.pipeline.files import atomic_folder
 from lowbit.training.first_token import last_attention
 
+ROUNDS, RUNS = 5, 20  # turns that FP32 and INT8 take, and measured runs a turn
+
 
 def tokens_of_layers(files: Files, tokens: int) -> dict[str, int]:
     """Linear layer -> how many tokens of a text of `tokens` it computes: the last layer and the head may see one."""
@@ -23,14 +25,14 @@ def tokens_of_layers(files: Files, tokens: int) -> dict[str, int]:
             for name, part in files.parts.items() if part != "tables"}
 
 
-def kernel_times(files: Files, folder: Path, tokens: int, rounds: int, runs: int, vocabulary: int,
+def kernel_times(files: Files, folder: Path, tokens: int, vocabulary: int,
                  inputs: tuple[str, ...]) -> tuple[float, float]:
     """(FP32's, uniform INT8's) median milliseconds of a text of `tokens`, in turns, a process each."""
     with atomic_folder(folder) as scratch:
         onnx.save(files.graph(files.uniform(8.0)), scratch / "uniform_8.onnx")
         paths = {"fp32": (folder / SOURCE, "onnxruntime"), "int8": (scratch / "uniform_8.onnx", "onnxruntime")}
-        batches = {"batch": random_inputs(vocabulary, 1, tokens, runs, inputs)}
-        turns = [take_turns(paths, batches, "CPUExecutionProvider", 0) for _ in range(rounds)]
+        batches = {"batch": random_inputs(vocabulary, 1, tokens, RUNS, inputs)}
+        turns = [take_turns(paths, batches, "CPUExecutionProvider", 0) for _ in range(ROUNDS)]
     for turn in (turn for each in turns for turn in each.values() if "error" in turn):
         raise RuntimeError(turn["error"])
     fp32, int8 = (statistics.median(statistics.median(turn[name]["ms"]["batch"]) for turn in turns)

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -39,6 +39,7 @@ def files(tiny_model, tmp_path_factory):
     return Files(folder, rows, 0)
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6))
 def test_any_assignment_is_stored_as_simulated(files, seed):
     """Integers, scales and kept weights of a random mix, bit for bit, and logits that follow the simulation's."""

@@ -237,6 +237,11 @@ def test_runs_of_other_kinds_are_refused(finetuned, mixed_run, small_data):
     done = stage(MIX, finetuned, "--fp32-run", finetuned, "--data-dir", small_data)
     assert done.returncode == 2
     assert "name another RUN" in done.error
+    for name, flags in ((MIX, ("--fp32-run", finetuned)), (TRAIN, ("--mixed-run", mixed_run))):
+        done = stage(name, run, *flags, "--data-dir", small_data) if name == TRAIN else stage(
+            name, "bert-mini-id", *flags, "--data-dir", small_data)
+        assert done.returncode == 2
+        assert "a folder that holds another model" in done.error
 
 
 def test_assignment_changed_by_hand_is_refused(mixed_run, small_data):

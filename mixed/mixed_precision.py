@@ -96,7 +96,7 @@ def main(settings):
     memory = Memory(folder / "unfinished_search.json", digest(*circumstances))
     files = Files(source, search_rows, reader.pad_id)
     modules = json.loads((source / SENSITIVITY).read_text(encoding="utf-8"))["modules"]
-    search = search_for(budget, choices, KEEP_SPEED, TOKENS, source, files, reader, memory, modules)
+    search = search_for(budget, choices, KEEP_SPEED, TOKENS, files, reader, memory, modules)
     candidates = search.proposals()
     candidates += search.improve(min(candidates, key=search.rank), ROUNDS)
     confirm = Files(source, confirm_rows, reader.pad_id)

@@ -1,7 +1,5 @@
 """From a budget to a search: what each choice costs in the budget's own unit, and what it is foretold to lose."""
 
-from pathlib import Path
-
 from lowbit.data.tokens import TextReader
 from lowbit.mixed.assignment import FP32
 from lowbit.mixed.budget import (
@@ -22,17 +20,17 @@ from lowbit.pipeline.settings import check
 SCORES = {"kl": "kl_only", "fisher": "fisher"}  # name of a candidate -> what sensitivity.json calls its score
 
 
-def search_for(budget: Budget, known: list[float], keep_speed: bool, tokens: int, source: Path, files: Files,
-               reader: TextReader, memory: Memory, modules: dict[str, dict]) -> Search:
-    """The search for a budget among the bits `known`, from `modules` of the sensitivity.json of the run `source`.
+def search_for(budget: Budget, known: list[float], keep_speed: bool, tokens: int, files: Files, reader: TextReader,
+               memory: Memory, modules: dict[str, dict]) -> Search:
+    """The search for a budget among the bits `known`, from `modules` of the run's sensitivity.json.
 
     A speed is measured here, of texts of `tokens`. Raises UserError for bits without figures, or a budget out of reach.
     """
-    first = next(iter(modules.values()))["bits"]
+    first, run = next(iter(modules.values()))["bits"], files.folder.name
     low = [bits for bits in known if bits != FP32]
     for bits in low:
-        check(f"{bits:g}" in first, f"CHOICES names {bits:g} bits, which the sensitivity.json of {source.name} has no "
-              f"figures of: run `python mixed/sensitivity_analysis.py --run {source.name} --bits "
+        check(f"{bits:g}" in first, f"CHOICES names {bits:g} bits, which the sensitivity.json of {run} has no "
+              f"figures of: run `python mixed/sensitivity_analysis.py --run {run} --bits "
               f"{','.join(f'{each:g}' for each in low)}`")
     choices = choices_of(files.parts, known, keep_speed and budget.kind != "speed")
     check(all(choices.values()), "CHOICES holds 32 alone: with KEEP_SPEED it needs a number of bits below 32")
@@ -41,14 +39,14 @@ def search_for(budget: Budget, known: list[float], keep_speed: bool, tokens: int
     if budget.kind == "effective_bits":
         cost, base = bits_table(files.weights, choices), 0.0
     if budget.kind == "speed":
-        base, int8 = kernel_times(files, source, tokens, len(reader.tokenizer), reader.inputs)
+        base, int8 = kernel_times(files, tokens, len(reader.tokenizer), reader.inputs)
         print(f"  a text of {tokens} tokens takes {base:.2f} ms in FP32, {int8:.2f} ms in INT8 ({base / int8:.2f}x)")
         cost = time_table(files.weights, choices, tokens_of_layers(files, tokens), base, int8)
     refuse_out_of_reach(budget, cost, base)
     scored = next(iter(first.values()))
     losses = {name: loss_table(modules, choices, score) for name, score in SCORES.items() if score in scored}
-    check(bool(losses), f"the sensitivity.json of {source.name} has neither kl_only nor fisher: run `python "
-          f"mixed/sensitivity_analysis.py --run {source.name}`")
+    check(bool(losses), f"the sensitivity.json of {run} has neither kl_only nor fisher: run `python "
+          f"mixed/sensitivity_analysis.py --run {run}`")
     shared: dict[float, float] = {bits: files.shared_bytes(bits, {
         name: module["bits"][f"{bits:g}"]["bytes"] for name, module in modules.items()}) for bits in low}
     return Search(budget, files, memory, choices, cost, base, losses, fp32_bytes, size, shared)

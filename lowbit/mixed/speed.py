@@ -1,13 +1,13 @@
 """What FP32 and INT8 kernels cost in time here: two files of one model in turns, and the tokens of each layer."""
 
 import statistics
+import tempfile
 from pathlib import Path
 
 import onnx
 
 from lowbit.measure.session import random_inputs, take_turns
 from lowbit.mixed.files import SOURCE, Files
-from lowbit.pipeline.files import atomic_folder
 from lowbit.training.first_token import last_attention
 
 ROUNDS, RUNS = 5, 20  # turns that FP32 and INT8 take, and measured runs a turn
@@ -25,12 +25,12 @@ def tokens_of_layers(files: Files, tokens: int) -> dict[str, int]:
             for name, part in files.parts.items() if part != "tables"}
 
 
-def kernel_times(files: Files, folder: Path, tokens: int, vocabulary: int,
-                 inputs: tuple[str, ...]) -> tuple[float, float]:
+def kernel_times(files: Files, tokens: int, vocabulary: int, inputs: tuple[str, ...]) -> tuple[float, float]:
     """(FP32's, uniform INT8's) median milliseconds of a text of `tokens`, in turns, a process each."""
-    with atomic_folder(folder) as scratch:
-        onnx.save(files.graph(files.uniform(8.0)), scratch / "uniform_8.onnx")
-        paths = {"fp32": (folder / SOURCE, "onnxruntime"), "int8": (scratch / "uniform_8.onnx", "onnxruntime")}
+    with tempfile.TemporaryDirectory() as scratch:
+        int8_path = Path(scratch) / "uniform_8.onnx"
+        onnx.save(files.graph(files.uniform(8.0)), int8_path)
+        paths = {"fp32": (files.folder / SOURCE, "onnxruntime"), "int8": (int8_path, "onnxruntime")}
         batches = {"batch": random_inputs(vocabulary, 1, tokens, RUNS, inputs)}
         turns = [take_turns(paths, batches, "CPUExecutionProvider", 0) for _ in range(ROUNDS)]
     for turn in (turn for each in turns for turn in each.values() if "error" in turn):

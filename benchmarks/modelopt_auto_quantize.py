@@ -40,7 +40,7 @@ TEXTS = 256                     # texts of valid's first half that both choose o
 SEED = 42                       # of the draw of texts
 # --------------------------------------------------------------------------------------------------
 
-NEEDS = ("torch==2.13.0", "transformers==5.23.0", "nvidia-modelopt==0.47.0")
+NEEDS = ("torch==2.13.0", "transformers==5.23.0", "nvidia-modelopt==0.47.0", "requests==2.34.2")
 CHILD = """
 import copy, json, sys
 import modelopt.torch.quantization as mtq

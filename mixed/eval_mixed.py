@@ -42,6 +42,7 @@ RUNS = 30                       # measured runs a turn
 # --------------------------------------------------------------------------------------------------
 
 FINETUNE, ANALYSE = "ptq/finetune_fp32.py", "mixed/sensitivity_analysis.py"
+TRIES = 20  # seeds for each random mix
 MIX, TRAIN, STAGE = "mixed/mixed_precision.py", "mixed/train_qat_mixed.py", "mixed/eval_mixed.py"
 
 
@@ -55,7 +56,12 @@ def others(held: dict, modules: dict, rounded: bool) -> dict[str, dict]:
             found[kind] = one["assignment"]
     size = bytes_table(modules, {name: [float(bits) for bits in held["choices"][name]] for name in held["bits"]})
     room = sum(size[name][bits] for name, bits in held["bits"].items())
-    found |= {f"random {number}": random_assignment(size, room, number) for number in range(1, RANDOM + 1)}
+    drawn = []
+    for seed in range(TRIES * RANDOM):  # where there is little to choose, several seeds draw the same mix
+        one = random_assignment(size, room, seed)
+        if one not in drawn and len(drawn) < RANDOM:
+            drawn.append(one)
+    found |= {f"random {number}": one for number, one in enumerate(drawn, 1)}
     order = ("uniform", "hand", "milp", "random")
     found = dict(sorted(found.items(), key=lambda pair: (order.index(pair[0].split()[0]), -sum(pair[1].values()))))
     return found | ({"rounded": held["bits"]} if rounded else {})

@@ -1,6 +1,6 @@
 """Benchmark: bits by layer from ModelOpt's auto_quantize beside those of mixed/, on the same model, texts and budget.
 
-Reads   models/<FP32_RUN>/                  a fine-tuned FP32 model, sensitivity.json (mixed/sensitivity_analysis.py)
+Reads   models/<FP32_RUN>/                  a fine-tuned FP32 model (ptq/finetune_fp32.py)
         DATA_DIR/valid.tsv                  one half to choose on, the other to measure on
 Writes  results/modelopt_auto_quantize.json, and results/modelopt-env/, an environment of ModelOpt's own, made once
 
@@ -22,10 +22,10 @@ from lowbit.data.tsv import read_split
 from lowbit.measure.score import divergence
 from lowbit.mixed.assignment import FP32
 from lowbit.mixed.budget import Budget, bits_table, bytes_table, loss_table, total
-from lowbit.mixed.files import Files, halves
+from lowbit.mixed.files import SOURCE, WEIGHTS, Files, halves
 from lowbit.mixed.memory import Memory
 from lowbit.mixed.search import Search
-from lowbit.mixed.sensitivity import SENSITIVITY, chosen_texts
+from lowbit.mixed.sensitivity import analyse, chosen_texts
 from lowbit.pipeline.files import ROOT, resolve, run_dir, shown, write_json
 from lowbit.pipeline.machine import machine, versions
 from lowbit.pipeline.manifest import recorded
@@ -99,7 +99,7 @@ def main(settings):
     wanted = [float(bits) for bits in BITS.split(",")]
     check(all(4 < bits < 8 for bits in wanted), f"BITS is {BITS!r}; each must lie between 4 and 8")
     source, data_dir = run_dir(FP32_RUN), resolve(DATA_DIR)
-    recorded(source, "mixed/sensitivity_analysis.py", SENSITIVITY)
+    recorded(source, "ptq/finetune_fp32.py", SOURCE, WEIGHTS)
     reader = load_reader(source)
     rows = reader.rows(read_split(data_dir, "valid", task_of_run(source, data_dir))[0])
     choose, measure = ([rows[i] for i in part] for part in halves(len(rows)))
@@ -109,7 +109,9 @@ def main(settings):
     check(done.returncode == 0, f"ModelOpt ended with: {done.stderr[-800:]}")
     theirs = json.loads(done.stdout[done.stdout.index("ANSWER") + len("ANSWER"):])
     files, others = Files(source, choose, reader.pad_id), Files(source, measure, reader.pad_id)
-    modules = json.loads((source / SENSITIVITY).read_text(encoding="utf-8"))["modules"]
+    with tempfile.TemporaryDirectory() as folder:
+        memory = Memory(Path(folder) / "memory.json", "")
+        modules = analyse(files, [8.0, 4.0], ["kl", "fisher"], ["only"], SEED, memory)["modules"]
     weights = {name: 0 if files.parts[name] == "tables" else count for name, count in files.weights.items()}
     results = {}
     for bits in wanted:

@@ -59,7 +59,7 @@ def pareto(results: dict, path: Path) -> None:
                       markersize=13 if marker == "*" else 8 if marker == "." else 7,
                       label=None if kind in named else kind, zorder=3 if marker == "*" else 2)
             named.add(kind)
-            if start in ("uniform", "hand"):
+            if start in ("uniform", "hand") and axis is axes[0]:
                 axis.annotate(name, (record["model_size"], metric.value(record)), xytext=(6, 4),
                               textcoords="offset points", fontsize=7.5)
         axis.set_xscale("log")

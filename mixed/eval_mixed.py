@@ -17,6 +17,7 @@ from lowbit.int4.arithmetic import FP32 as FP32_GRAPH
 from lowbit.measure.evaluate import evaluate
 from lowbit.measure.report import agreement_lines
 from lowbit.mixed.assignment import ASSIGNMENT, read_assignment
+from lowbit.mixed.assignment import INT8 as INT8_BITS
 from lowbit.mixed.budget import bytes_table
 from lowbit.mixed.file import load_trained
 from lowbit.mixed.files import SOURCE, WEIGHTS, Files, simulated
@@ -48,11 +49,11 @@ MIX, TRAIN, STAGE = "mixed/mixed_precision.py", "mixed/train_qat_mixed.py", "mix
 
 def others(held: dict, modules: dict, rounded: bool) -> dict[str, dict]:
     """Name -> assignment of what the mix is compared with; `rounded`: with the mix itself, not trained."""
-    found, known = {}, [] if rounded else [held["bits"]]
+    found, known = {INT8: dict.fromkeys(held["bits"], INT8_BITS)}, [] if rounded else [held["bits"]]
     for one in held["candidates"]:
         kind = " ".join(one["name"].split()[:2]) if one["name"].startswith("milp") else one["name"]
         wanted = kind.startswith(("uniform", "hand", "milp")) and kind not in found
-        if wanted and (one["assignment"] not in known or kind == INT8):
+        if wanted and one["assignment"] not in known:
             found[kind] = one["assignment"]
     size = bytes_table(modules, {name: [float(bits) for bits in held["choices"][name]] for name in held["bits"]})
     room = sum(size[name][bits] for name, bits in held["bits"].items())

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from lowbit.mixed.assignment import FP32, INT8, Assignment
+from lowbit.mixed.assignment import FP32, Assignment
 from lowbit.pipeline.errors import UserError
 
 KINDS = ("size_mb", "effective_bits", "max_kl", "speed")
@@ -131,9 +131,8 @@ def uniform_choices(choices: list[float]) -> list[float]:
 def hand_rules(parts: dict[str, str], choices: list[float]) -> dict[str, Assignment]:
     """Name -> assignment of the hand rule for each number of bits: embedding tables one step higher than the layers."""
     found = {}
-    steps = [INT8 if bits == FP32 else bits for bits in choices]
+    steps = uniform_choices(choices)
     for higher, lower in zip(steps, steps[1:], strict=False):
-        if higher != lower:
-            found[f"hand {lower:g}, tables {higher:g}"] = {
-                name: higher if part == "tables" else lower for name, part in parts.items()}
+        found[f"hand {lower:g}, tables {higher:g}"] = {
+            name: higher if part == "tables" else lower for name, part in parts.items()}
     return found

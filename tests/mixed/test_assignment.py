@@ -62,7 +62,8 @@ def test_place_of_a_module(name, part, place):
 
 
 def test_hand_rule_is_one_step_higher_for_tables():
-    """And it has no FP32: the step above 8 bits is 8."""
+    """And it has no FP32, and no bits that are not among the choices."""
+    assert hand_rules(PARTS, [32.0, 4.0]) == {}
     rules = hand_rules(PARTS, CHOICES)
     assert list(rules) == ["hand 4, tables 8", "hand 2, tables 4"]
     assert rules["hand 2, tables 4"] == {"words": 4.0, "a.layer.0.query": 2.0, "a.layer.1.query": 2.0,

@@ -108,6 +108,19 @@ def test_other_budgets(finetuned, small_data, budget, kept):
     assert kept(json.loads((run_folder(run) / "assignment.json").read_text()))
 
 
+def test_choices_without_int8(finetuned, small_data):
+    """No candidate has bits that were not asked for; the evaluation has uniform 8 for its speed all the same."""
+    run = new_run()
+    done = stage(MIX, run, "--fp32-run", finetuned, "--data-dir", small_data, "--choices", "32,4", "--rounds", 1,
+                 "--budget", "effective_bits=8")
+    assert done.returncode == 0, done.stderr
+    held = json.loads((run_folder(run) / "assignment.json").read_text())
+    assert {bits for one in held["candidates"] for bits in one["assignment"].values()} <= {32.0, 4.0}
+    done = stage(EVALUATE, run, "--data-dir", small_data, *FEW)
+    assert done.returncode == 0, done.stderr
+    assert "uniform 8" in json.loads((run_folder(run) / "results.json").read_text())["files"]
+
+
 def test_evaluation_compares_and_is_recorded(evaluated):
     """FP32 first, the mix last, all others between, each with its divergence; the table has the speed against INT8."""
     run, said = evaluated

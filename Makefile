@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = --data-dir data/sample
 
-.PHONY: quickstart int8 int8-learned int4 fp16 ptq e5 check test clean
+.PHONY: quickstart int8 int8-learned int4 mixed fp16 ptq e5 check test clean
 
 # the four INT8 stages, then a few sentences labelled by the file that they made
 quickstart: int8
@@ -29,6 +29,12 @@ int4: models/sample-fp32/model_fp32.onnx
 	$(PY) int4_eager/export_to_onnx.py --run sample-int4
 	$(PY) int4_eager/quantize_onnx_int4.py --run sample-int4
 	$(PY) int4_eager/eval_onnx_int4.py --run sample-int4 $(SAMPLE)
+
+# which layer pays, and a file of 3.4 MB whose bits are chosen by it, from the fine-tuned sample model
+mixed: models/sample-fp32/model_fp32.onnx
+	$(PY) mixed/sensitivity_analysis.py --run sample-fp32 $(SAMPLE)
+	$(PY) mixed/mixed_precision.py --fp32-run sample-fp32 --run sample-mixed --budget size_mb=3.4 $(SAMPLE)
+	$(PY) mixed/eval_mixed.py --run sample-mixed --rounds 2 --runs 10 $(SAMPLE)
 
 # the four FP16 stages, likewise
 fp16: .venv/installed
@@ -57,7 +63,7 @@ check: .venv/installed
 	$(PY) -m pytest -m "not stages"
 
 # everything
-test: .venv/installed .venv/openvino .venv/ray
+test: .venv/installed .venv/openvino .venv/ray .venv/notebook
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest
@@ -72,9 +78,13 @@ test: .venv/installed .venv/openvino .venv/ray
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-openvino.txt
 	touch .venv/openvino
 
+.venv/notebook: .venv/installed requirements-notebook.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-notebook.txt
+	touch .venv/notebook
+
 .venv/ray: .venv/installed requirements-ray.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
 	touch .venv/ray
 
 clean:
-	rm -rf .venv models/sample-int8 models/sample-learned models/sample-int4 models/sample-fp16 models/sample-fp32 results/sample
+	rm -rf .venv models/sample-int8 models/sample-learned models/sample-int4 models/sample-mixed models/sample-fp16 models/sample-fp32 results/sample

@@ -1,6 +1,6 @@
 """Make a folder to deploy from a finished run: the ONNX file and all that a server needs to use it rightly.
 
-Reads   models/<RUN>/                       after int8_eager/, int4_eager/ or fp16_eager/, all four stages
+Reads   models/<RUN>/                       after int8_eager/, int4_eager/, fp16_eager/ or mixed/, all of its stages
 Writes  DIST/<RUN>/                         onnx/, tokenizer, config.json, preprocessing.json, manifest.json, predict.py
 Next    copy the folder to the server; pip install -r requirements.txt; python predict.py "teksnya"
 """
@@ -31,11 +31,11 @@ FORCE = False                   # pack a run that was not evaluated, or lost mor
 
 MANIFEST, FORMAT = "manifest.json", 2
 KINDS = {"fp16": "model_fp16.onnx"} | dict.fromkeys(  # as transformers.js names them
-    ("int8", "int4", "int2", "ternary"), "model_quantized.onnx")
+    ("int8", "int4", "int2", "ternary", "mixed"), "model_quantized.onnx")
 SCRIPTS = ("predict.py", "predictor.py", "packed.py", "lines.py", "rows.py", "records.py", "output.py", "flags.py")
 SERVER_PACKAGES = ("numpy", "onnxruntime", "tokenizers")
 ADVICE = {"fp16": "FP16 gains no time on CPUs"} | dict.fromkeys(  # without an entry: what this CPU says of INT8
-    ("int4", "int2", "ternary"), "weights are small enough for exact sums on CPUs without VNNI too")
+    ("int4", "int2", "ternary", "mixed"), "weights are small enough for exact sums on CPUs without VNNI too")
 RUNTIME = "onnxruntime"  # what predict.py runs a file in
 SAME = 1e-5  # a logit that batch-mates move by less does not show in a probability
 

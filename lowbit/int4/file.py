@@ -22,9 +22,9 @@ MANY_ROWS = 2**12  # rows of a table from which it stays packed
 class _Writer(GraphWriter):
     """GraphWriter with packed weights, and the layers of both modes."""
 
-    def __init__(self):
+    def __init__(self, many_rows: int):
         super().__init__()
-        self.tables = {}
+        self.tables, self.many_rows = {}, many_rows
 
     def table(self, levels: Levels, wide: bool) -> str:
         """The look-up of a byte, or of two: the second is computed from the first, and takes no room in the file."""
@@ -105,7 +105,7 @@ class _Writer(GraphWriter):
         """Rows are looked up as integers, and only these are multiplied by their scales; of many rows, as bytes."""
         stored = _stored(module)
         integers, levels = stored["weight.integers"], module.levels
-        if len(integers) >= MANY_ROWS and levels.a_byte > 1:
+        if len(integers) >= self.many_rows and levels.a_byte > 1:
             table = self.constant(f"{path}/weight/packed", pack(integers, levels))
             rows = self.node("Gather", [table, node.input[1]], f"{path}/bytes", f"{path}/Gather")
             rows = self.looked_up(f"{path}/rows", rows, levels, False, [0, 0, -1], integers.shape[1])
@@ -122,20 +122,21 @@ def _stored(module) -> dict[str, np.ndarray]:
     return {part: tensor.numpy() for part, tensor in module.stored().items()}
 
 
-def quantize(exported: onnx.ModelProto, model) -> onnx.ModelProto:
+def quantize(exported: onnx.ModelProto, model, many_rows: int | None = None) -> onnx.ModelProto:
     """The low-bit form of an exported FP32 graph; `model` is the simulation on the CPU, its weights loaded.
 
     Integers, scales and zero points are the simulation's own tensors. Raises RuntimeError if a part of the simulation
-    has no place in the graph.
+    has no place in the graph. `many_rows` is that of write().
     """
-    return write(exported, dict(model.named_modules()))
+    return write(exported, dict(model.named_modules()), many_rows)
 
 
-def write(exported: onnx.ModelProto, modules: dict) -> onnx.ModelProto:
+def write(exported: onnx.ModelProto, modules: dict, many_rows: int | None = None) -> onnx.ModelProto:
     """The low-bit form of an exported graph; `modules` maps names to what has `stored()` and, with it, `levels`.
 
-    Those with `quantize` take an input of a learned scale, the others one whose range is measured at run time.
+    Those with `quantize` take an input of a learned scale, the others one whose range is measured at run time. Tables
+    of `many_rows`, without it MANY_ROWS, stay packed until a row is looked up.
     """
-    made = _Writer().rewrite(exported, modules)
+    made = _Writer(MANY_ROWS if many_rows is None else many_rows).rewrite(exported, modules)
     shorten_names(made)
     return made

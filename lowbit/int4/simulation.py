@@ -106,13 +106,7 @@ def simulate(model: nn.Module, bits: dict[str, Levels], learned: str | None, qua
     dict gains a `log_scale` for each weight and table, and what learned ranges add.
     """
     groups = shared_inputs(model) if learned else []
-    for name, module in list(model.named_modules()):
-        if type(module) not in (nn.Linear, nn.Embedding):
-            continue
-        table = type(module) is nn.Embedding
-        module.levels = bits["tables" if table else "head" if is_head(model, name) else "weights"]
-        module.log_scale = nn.Parameter(torch.zeros(len(module.weight)))
-        module.__class__ = FewLevelEmbedding if table else LearnedFewLevelLinear if learned else DynamicFewLevelLinear
+    assign(model, {name: bits[part] for name, part in parts_of(model).items()}, bool(learned))
     for sharing in groups:
         quantizer = sharing[0].quantizer = ActivationQuantizer(TARGETS[learned])
         for module in sharing:
@@ -120,6 +114,23 @@ def simulate(model: nn.Module, bits: dict[str, Levels], learned: str | None, qua
     if learned and quantize_attention:
         simulate_attention(model, TARGETS[learned])
     return model
+
+
+def assign(model: nn.Module, levels: dict[str, Levels], learned: bool = False) -> nn.Module:
+    """Give the Linear layers and tables that `levels` names weights of these levels, in place; the others stay FP32."""
+    for name, module in list(model.named_modules()):
+        if name in levels:
+            module.levels = levels[name]
+            module.log_scale = nn.Parameter(torch.zeros(len(module.weight)))
+            module.__class__ = FewLevelEmbedding if isinstance(module, nn.Embedding) else (
+                LearnedFewLevelLinear if learned else DynamicFewLevelLinear)
+    return model
+
+
+def parts_of(model: nn.Module) -> dict[str, str]:
+    """Every Linear layer and table by name, in the model's order: "tables", "head" or "weights"."""
+    return {name: "tables" if type(module) is nn.Embedding else "head" if is_head(model, name) else "weights"
+            for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Embedding)}
 
 
 def is_head(model: nn.Module, name: str) -> bool:

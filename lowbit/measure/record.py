@@ -13,7 +13,8 @@ answer}; the first file is FP32, which the others are measured beside. A record 
   eval_loss         mean cross-entropy in nats, or mean squared error of a number
   ece, f1_per_class, confusion_matrix   labels: calibration error 0 to 1, label -> F1, texts [true][predicted]
   valid             the same quality on the validation split, or null
-  against_fp32      test, paired with FP32: flips, lost, won, mcnemar_p, {median,max}_logit_difference
+  against_fp32      test, paired with FP32: flips, lost, won, mcnemar_p, {median,max}_logit_difference, divergence:
+                    mean KL of the labels' probabilities in nats, half the mean squared difference of a number
   all_against_fp32, all_against_simulation   valid and test together; the latter where the arithmetic was simulated
   points_lost       {"valid", "test"}: points of accuracy below FP32, or hundredths of the correlation of a number
   loss              the same over all texts: points, low, high (95 % interval), texts
@@ -79,6 +80,7 @@ METRICS = {metric.key: metric for metric in (
     Metric("loss.high", "lost at most", "{:+.2f}", LOWER),
     Metric("against_fp32.flips", "flips", "{:d}", LOWER),
     Metric("against_fp32.mcnemar_p", "p", "{:.2f}"),
+    Metric("against_fp32.divergence", "divergence", "{:.1e}", LOWER),
     Metric("model_size", "MB", "{:.1f}", LOWER),
     Metric("compression", "smaller", "{:.2f}x", HIGHER),
     Metric("median_ms", "median ms", "{:.2f}", LOWER),

@@ -2,7 +2,7 @@
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from scipy.stats import norm, pearsonr, spearmanr
 from sklearn.metrics import (
     accuracy_score,
@@ -110,15 +110,27 @@ def compare(truth, outputs: np.ndarray, reference: np.ndarray, task: Task) -> di
 def difference(outputs: np.ndarray, reference: np.ndarray, task: Task) -> dict[str, float]:
     """Median and largest difference of outputs; for labels also how many texts change theirs, and the share that don't.
 
-    Keys `texts`, `median_logit_difference`, `max_logit_difference`, `flips`, `same_label`.
+    Keys `texts`, `median_logit_difference`, `max_logit_difference`, `divergence`, `flips`, `same_label`.
     """
     gap = np.abs(outputs - reference)
     found = {"texts": len(outputs), "median_logit_difference": float(np.median(gap)),
-             "max_logit_difference": float(gap.max())}
+             "max_logit_difference": float(gap.max()), "divergence": divergence(outputs, reference)}
     if task.labels:
         equal = outputs.argmax(-1) == reference.argmax(-1)
         found |= {"flips": int((~equal).sum()), "same_label": float(equal.mean())}
     return found
+
+
+def divergence(outputs: np.ndarray, reference: np.ndarray) -> float:
+    """How far outputs [n, outputs] lie from the reference's, a mean over the texts.
+
+    For labels KL(softmax(reference) || softmax(outputs)) in nats; of a number, half the squared difference.
+    """
+    ours, theirs = outputs.astype(np.float64), reference.astype(np.float64)
+    if ours.shape[-1] == 1:
+        return float(np.square(ours - theirs).mean() / 2)
+    ours, theirs = log_softmax(ours, axis=-1), log_softmax(theirs, axis=-1)
+    return float((np.exp(theirs) * (theirs - ours)).sum(-1).mean())
 
 
 def points_lost(truth, outputs: np.ndarray, reference: np.ndarray, task: Task) -> float:

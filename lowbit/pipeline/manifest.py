@@ -48,8 +48,8 @@ def shipped(folder: Path) -> dict:
     """
     manifest = read_manifest(folder)
     if "ships" not in manifest:
-        raise UserError(f"{shown(folder)} holds no low-bit file: run the four stages of int8_eager/, int4_eager/ or "
-                        f"fp16_eager/ with --run {folder.name} first")
+        raise UserError(f"{shown(folder)} holds no low-bit file: run the four stages of int8_eager/, int4_eager/, "
+                        f"fp16_eager/ or mixed/ with --run {folder.name} first")
     return manifest["ships"]
 
 

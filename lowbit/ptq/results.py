@@ -24,7 +24,7 @@ SAME = ("experiment", "task", "fp32_sha256", "circumstances")  # what rows of on
 
 
 def write_results(folder: Path, stage: str, s: dict, found: dict, reads: list[Path], unfinished: str,
-                  replaced: str = " ") -> dict:
+                  replaced: str | tuple[str, ...] = " ") -> dict:
     """results.json and results.csv of an experiment, `found` laid over what stands there; returns the whole.
 
     Rows beside another FP32 file, or of other data, protocol, versions or machine, are dropped, in words; so are those

@@ -33,6 +33,9 @@ MANIFEST, FORMAT = "manifest.json", 2
 KINDS = {"fp16": "model_fp16.onnx"} | dict.fromkeys(  # as transformers.js names them
     ("int8", "int4", "int2", "ternary"), "model_quantized.onnx")
 SCRIPTS = ("predict.py", "predictor.py", "packed.py", "lines.py", "rows.py", "records.py", "output.py", "flags.py")
+SERVICE = ("serve.py", "service.py", "waiting.py", "connections.py", "pages.py",
+           *(f"page/{name}" for name in ("index.html", "page.css", "page.js", "ask.js")))
+SERVE_NEEDS = "requirements-serve.txt"
 SERVER_PACKAGES = ("numpy", "onnxruntime", "tokenizers")
 ADVICE = {"fp16": "FP16 gains no time on CPUs"} | dict.fromkeys(  # without an entry: what this CPU says of INT8
     ("int4", "int2", "ternary"), "weights are small enough for exact sums on CPUs without VNNI too")
@@ -158,8 +161,10 @@ def main(settings):
         write_json(packed / PREPROCESSING, preprocessing | {
             "pad_id": reader.pad_id, "stop_words": sorted(stop_words(steps["KEEP_NEGATIONS"]))
             if steps["REMOVE_STOP_WORDS"] else []})
-        for script in SCRIPTS:
-            shutil.copyfile(Path(__file__).with_name(script), packed / script)
+        (packed / "page").mkdir()
+        for script in (*SCRIPTS, *SERVICE):
+            shutil.copyfile(Path(__file__).parent / script, packed / script)
+        (packed / SERVE_NEEDS).write_text("-r requirements.txt\n" + (ROOT / SERVE_NEEDS).read_text(), encoding="utf-8")
         (packed / "requirements.txt").write_text("".join(
             f"{package}=={importlib.metadata.version(package)}\n" for package in SERVER_PACKAGES), encoding="utf-8")
         files = {path.relative_to(packed).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}

@@ -32,9 +32,9 @@ FORCE = False                   # pack a run that was not evaluated, or lost mor
 MANIFEST, FORMAT = "manifest.json", 2
 KINDS = {"fp16": "model_fp16.onnx"} | dict.fromkeys(  # as transformers.js names them
     ("int8", "int4", "int2", "ternary"), "model_quantized.onnx")
-SCRIPTS = ("predict.py", "predictor.py", "packed.py", "lines.py", "rows.py", "records.py", "output.py", "flags.py")
-SERVICE = ("serve.py", "service.py", "waiting.py", "connections.py", "pages.py",
-           *(f"page/{name}" for name in ("index.html", "page.css", "page.js", "ask.js")))
+SCRIPTS = ("predict.py", "predictor.py", "packed.py", "lines.py", "rows.py", "records.py", "output.py", "flags.py",
+           "serve.py", "service.py", "waiting.py", "connections.py", "pages.py",
+           "page/index.html", "page/page.css", "page/page.js", "page/ask.js")
 SERVE_NEEDS = "requirements-serve.txt"
 SERVER_PACKAGES = ("numpy", "onnxruntime", "tokenizers")
 ADVICE = {"fp16": "FP16 gains no time on CPUs"} | dict.fromkeys(  # without an entry: what this CPU says of INT8
@@ -162,7 +162,7 @@ def main(settings):
             "pad_id": reader.pad_id, "stop_words": sorted(stop_words(steps["KEEP_NEGATIONS"]))
             if steps["REMOVE_STOP_WORDS"] else []})
         (packed / "page").mkdir()
-        for script in (*SCRIPTS, *SERVICE):
+        for script in SCRIPTS:
             shutil.copyfile(Path(__file__).parent / script, packed / script)
         (packed / SERVE_NEEDS).write_text("-r requirements.txt\n" + (ROOT / SERVE_NEEDS).read_text(), encoding="utf-8")
         (packed / "requirements.txt").write_text("".join(

@@ -66,9 +66,9 @@ def document(openapi: dict) -> Response:
     title = html.escape(openapi["info"]["title"])
     parts = [f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}: paths</title>'
              '<meta name="viewport" content="width=device-width, initial-scale=1">'
-             f'<link rel="stylesheet" href="/page.css"></head><body><main><h1>{title}</h1>'
-             f'<p>Model {html.escape(openapi["info"]["version"])}. The same as <a href="/openapi.json">OpenAPI</a>, for '
-             'programs; <a href="/">the page</a>, for a text.</p>']
+             f'<link rel="stylesheet" href="page.css"></head><body><main><h1>{title}</h1>'
+             f'<p>Model {html.escape(openapi["info"]["version"])}. The same as <a href="openapi.json">OpenAPI</a>, for '
+             'programs; <a href="./">the page</a>, for a text.</p>']
     for path, methods in openapi["paths"].items():
         for method, what in methods.items():
             parts.append(f'<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(what["summary"])}. '

@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect
 from waiting import Failed, Full, Gone, Late, Waiting
 
 DROPPED = 64_000_000  # bytes of a body too large that are read and dropped, so that the client sees the answer
+PAUSE = 0.1  # s before a client is told that the queue is full: one that asks again at once would slow the others
 BUCKETS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10)  # seconds
 JSON = {"content-type": "application/json"}
 KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number",
@@ -201,6 +202,8 @@ class Service:
         started = time.perf_counter()
         try:
             self.check_key(request)
+            if self.waiting.full():  # before the body is read: a refusal must cost little
+                raise Full
             texts = self.texts(await self.body(request))
             rows = [row_of(parts, [], self.limits.text_bytes) for parts in texts]
             lines = await self.results(rows, request.is_disconnected)
@@ -209,6 +212,7 @@ class Service:
         except Problem as problem:
             answer = refuse(problem)
         except Full:
+            await asyncio.sleep(PAUSE)
             answer = refuse(Problem(429, f"{self.limits.places} texts may wait, and these are too many more: come again "
                                     "later", retry_after=self.waiting.retry_after()))
         except Late:

@@ -8,7 +8,8 @@ from collections import deque
 import numpy as np
 from predictor import Predictor
 
-MOST = 32  # texts that a thread takes at a time where batch-mates do not move an answer
+MOST = 64  # texts that a thread takes at a time where batch-mates do not move an answer
+BATCH_TOKENS = 512  # of a batch of those: more is more padding, as few texts are sorted by length
 LOOK_EVERY = 0.1  # seconds between two looks at which clients still wait
 
 
@@ -56,10 +57,11 @@ class Waiting:
         """`predictor` computes a batch on one thread; `places`: texts that may wait; `seconds`: a request may take."""
         self.predictor, self.places, self.seconds = predictor, places, seconds
         self.most = MOST if predictor.batch_size > 1 else 1
+        predictor.batch_tokens = BATCH_TOKENS
         self.queue: deque = deque()  # (job, which of its texts)
         self.jobs: set[Job] = set()
         self.changed, self.closed = threading.Condition(), False
-        self.rate = 0.0  # texts a second, of late
+        self.labelled, self.rate = 0, 0.0  # texts since the last look; a second, of late
         self.loop = asyncio.get_running_loop()
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
         for thread in self.threads:
@@ -86,9 +88,12 @@ class Waiting:
         finally:
             self.jobs.discard(job)
 
+    def full(self) -> bool:
+        return len(self.queue) >= self.places
+
     def alive(self) -> bool:
-        """Whether every thread still works."""
-        return not self.closed and all(thread.is_alive() for thread in self.threads)
+        """Whether every thread still works, and late requests are still ended."""
+        return not self.watch.done() and all(thread.is_alive() for thread in self.threads)
 
     async def close(self) -> None:
         """End the threads, when all that waits is labelled."""
@@ -136,7 +141,7 @@ class Waiting:
 
     async def _watch(self) -> None:
         """Drop what nobody waits for any more, or has waited for too long; measure the rate."""
-        self.labelled, before = 0, time.monotonic()
+        before = time.monotonic()
         while True:
             await asyncio.sleep(LOOK_EVERY)
             now = time.monotonic()

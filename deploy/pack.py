@@ -170,7 +170,7 @@ def main(settings):
         files = {path.relative_to(packed).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
                  for path in sorted(packed.rglob("*")) if path.is_file()}
         write_json(packed / MANIFEST, {
-            "format": FORMAT, "model": name, "batch_size": 1 if alone else 128, "labels": preprocessing["labels"],
+            "format": FORMAT, "model": name, "precision": kind, "batch_size": 1 if alone else 128, "labels": preprocessing["labels"],
             "files": files,
             "measured": measured and {metric.key: metric.value(measured) / metric.scale for metric in (
                 *quality_metrics(task), *metrics("model_size"))},

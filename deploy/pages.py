@@ -21,9 +21,9 @@ def headers_of(name: str) -> dict[str, str]:
 def about(service) -> dict:
     """What the page must know of the model and the server."""
     manifest, predictor = service.predictor.manifest, service.predictor
-    return {"run": manifest.get("run"), "texts": predictor.texts, "labels": predictor.labels,
-            "bytes": manifest["files"][manifest["model"]].get("bytes"), "key": bool(service.key),
-            "text_bytes": service.limits.text_bytes}
+    return {"texts": predictor.texts, "key": bool(service.key), "models": [{
+        "run": manifest.get("run", "a packed model"), "precision": manifest.get("precision", ""),
+        "bytes": manifest["files"][manifest["model"]].get("bytes")}]}
 
 
 def page_files(service) -> dict[str, tuple[bytes, dict]]:

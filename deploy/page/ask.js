@@ -1,12 +1,8 @@
 // Ask the server that this page comes from.
 
-let pairs = false;
-
-/** One sentence: what answers. */
-export async function begin(about) {
-  pairs = about.texts.length === 2;
-  const size = about.bytes ? `, a file of ${(about.bytes / 1e6).toFixed(1)} MB` : "";
-  return `${about.run ?? "A packed model"}${size}, on this server.`;
+/** One sentence: what answers, of a model that is described so. */
+export async function begin(model, described) {
+  return `${described}, on this server.`;
 }
 
 /** {record, milliseconds, where}; throws an Error with the server's sentence. */
@@ -17,7 +13,7 @@ export async function ask(texts, key) {
   let answer;
   try {
     answer = await fetch("predict", {
-      method: "POST", headers, body: JSON.stringify({ texts: [pairs ? texts : texts[0]] }),
+      method: "POST", headers, body: JSON.stringify({ texts: [texts.length === 2 ? texts : texts[0]] }),
     });
   } catch {
     throw new Error("The server does not answer.");

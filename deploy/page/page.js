@@ -10,6 +10,11 @@ function element(name, content, kind) {
   return made;
 }
 
+/** `smsa-u8, int8, a file of 6.46 MB` */
+function describe({ run, precision, bytes }) {
+  return [run, precision, bytes && `a file of ${(bytes / 1e6).toFixed(2)} MB`].filter(Boolean).join(", ");
+}
+
 function show(...parts) {
   at("answer").replaceChildren(...parts);
 }
@@ -70,18 +75,30 @@ async function send(event) {
   }
 }
 
-async function main() {
-  const answer = await fetch("about.json");
-  if (!answer.ok) throw new Error(`about.json was answered with ${answer.status}`);
-  const about = await answer.json();
-  makeFields(about.texts);
-  at("secret").hidden = !about.key;
-  at("form").addEventListener("submit", send);
-  at("where").textContent = await begin(about, (said) => { at("where").textContent = said; });
+/** Have a model answer; until it is loaded nothing can be sent. */
+async function choose(model) {
+  at("send").disabled = true;
+  show();
+  at("where").textContent = await begin(model, describe(model), (said) => { at("where").textContent = said; });
   at("send").disabled = false;
 }
 
-main().catch((error) => {
+function fail(error) {
   at("where").textContent = "";
   showProblem(error);
-});
+}
+
+async function main() {
+  const answer = await fetch("about.json");
+  if (!answer.ok) throw new Error(`about.json was answered with ${answer.status}.`);
+  const { models, texts, key } = await answer.json();
+  makeFields(texts);
+  at("secret").hidden = !key;
+  at("choice").hidden = models.length < 2;
+  models.forEach((model, place) => at("model").add(new Option(describe(model), place)));
+  at("model").addEventListener("change", () => choose(models[at("model").value]).catch(fail));
+  at("form").addEventListener("submit", send);
+  await choose(models[0]);
+}
+
+main().catch(fail);

@@ -29,7 +29,7 @@ SCRIPTS = ("ask.js", "labels.js", "clean.js", "wordpiece.js")
 RUNTIME = HERE / "web" / "node_modules" / "onnxruntime-web"
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 POLICY = ('<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'self\'; '
-          "script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; "
+          "script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'; img-src data:; worker-src 'self' blob:; "
           "form-action 'none'\">\n")
 ABOUT = "about.json"
 

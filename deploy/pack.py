@@ -33,7 +33,7 @@ MANIFEST, FORMAT = "manifest.json", 2
 KINDS = {"fp16": "model_fp16.onnx"} | dict.fromkeys(  # as transformers.js names them
     ("int8", "int4", "int2", "ternary"), "model_quantized.onnx")
 SCRIPTS = ("predict.py", "predictor.py", "packed.py", "lines.py", "rows.py", "records.py", "output.py", "flags.py",
-           "serve.py", "service.py", "waiting.py", "connections.py", "pages.py",
+           "serve.py", "service.py", "waiting.py", "connections.py", "pages.py", "asked.py", "metrics.py",
            "page/index.html", "page/page.css", "page/page.js", "page/ask.js")
 SERVE_NEEDS = "requirements-serve.txt"
 SERVER_PACKAGES = ("numpy", "onnxruntime", "tokenizers")

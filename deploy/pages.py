@@ -9,7 +9,7 @@ from fastapi import Response
 FOLDER = Path(__file__).with_name("page")
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
          ".json": "application/json"}
-SAFE = {"content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+SAFE = {"content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
                                    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
 
@@ -36,8 +36,9 @@ def page_files(service) -> dict[str, tuple[bytes, dict]]:
 
 def described(predictor, limits) -> dict:
     """What OpenAPI says of /predict."""
-    text = {"type": "string"} if len(predictor.texts) == 1 else {
-        "type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}
+    pairs = len(predictor.texts) == 2
+    text = {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2} if pairs else {"type": "string"}
+    example = {"texts": [["teks satu", "teks dua"]] if pairs else ["Kamarnya bersih!"]}
     answer = {"label": {"type": "string", "enum": predictor.labels}, "probabilities": {
         "type": "object", "properties": {label: {"type": "number"} for label in predictor.labels}}
     } if predictor.labels else {"value": {"type": "number"}}
@@ -54,7 +55,8 @@ def described(predictor, limits) -> dict:
     return {
         "summary": "Label texts", "description": "A record a text, in order, as predict.py writes it.",
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": {
-            "type": "object", "required": ["texts"], "additionalProperties": False, "properties": {"texts": {
+            "type": "object", "required": ["texts"], "additionalProperties": False, "example": example,
+            "properties": {"texts": {
                 "type": "array", "minItems": 1, "maxItems": limits.texts, "items": text}}}}}}},
         "responses": {200: {"description": "A record of each text", "content": {"application/json": {"schema": {
             "type": "object", "properties": {"results": {"type": "array", "items": record}}}}}},
@@ -66,6 +68,7 @@ def document(openapi: dict) -> Response:
     title = html.escape(openapi["info"]["title"])
     parts = [f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}: paths</title>'
              '<meta name="viewport" content="width=device-width, initial-scale=1">'
+             '<link rel="icon" href="data:,">'
              f'<link rel="stylesheet" href="page.css"></head><body><main><h1>{title}</h1>'
              f'<p>Model {html.escape(openapi["info"]["version"])}. The same as <a href="openapi.json">OpenAPI</a>, for '
              'programs; <a href="./">the page</a>, for a text.</p>']
@@ -75,7 +78,8 @@ def document(openapi: dict) -> Response:
                          f'{html.escape(what.get("description", ""))}</p>')
             if "requestBody" in what:
                 schema = what["requestBody"]["content"]["application/json"]["schema"]
-                parts.append(f"<p>Body</p>{_code(schema)}")
+                call = f"curl ADDRESS{path} -d '{json.dumps(schema['example'], ensure_ascii=False)}'"
+                parts.append(f"<p>For example</p>{_code(call)}<p>Body</p>{_code(schema)}")
             rows = "".join(f"<tr><td>{status}</td><td>{html.escape(answer['description'])}</td></tr>"
                            for status, answer in what["responses"].items())
             parts.append(f"<table><thead><tr><th>status</th><th>meaning</th></tr></thead><tbody>{rows}</tbody></table>")
@@ -85,5 +89,7 @@ def document(openapi: dict) -> Response:
     return Response("".join([*parts, "</main></body></html>"]), 200, headers_of("docs.html"))
 
 
-def _code(schema: dict) -> str:
-    return f'<pre tabindex="0">{html.escape(json.dumps(schema, indent=1, ensure_ascii=False))}</pre>'
+def _code(content: dict | str) -> str:
+    """A box that a keyboard can scroll."""
+    text = content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False)
+    return f'<pre tabindex="0">{html.escape(text)}</pre>'

@@ -24,8 +24,9 @@ from predictor import Predictor, cores
 
 try:
     import uvicorn
+    from asked import Limits
     from connections import Draining, protocol
-    from service import Limits, Service, application, say
+    from service import Service, application, say
 except ModuleNotFoundError as absent:
     print(f"error: {absent.name} is not installed: pip install -r requirements-serve.txt", file=sys.stderr)
     sys.exit(2)

@@ -3,6 +3,7 @@
 Browsers know other versions of Unicode than the Python and the tokenizer that the model was trained with. So nothing is
 left to them: every class and mapping is asked here of the code that cleaned and tokenized the training texts.
 """
+import itertools
 import unicodedata
 
 from predictor import SPECIAL
@@ -52,13 +53,16 @@ def tokenizer_tables(tokenizer: Tokenizer) -> dict:
     made = tokenizer.normalizer.normalize_str(FENCE.join(map(chr, points))).split(FENCE)
     results = dict(zip(points, made, strict=True))
     left = sorted(set("".join(made)) | {FENCE})
-    parts = {char: len(tokenizer.pre_tokenizer.pre_tokenize_str(f"a{char}a")) for char in left}
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str("a" + "a".join(left) + "a")  # each stands between two letters
+    places = [place for _, place in pieces]
+    alone = [start // 2 for start, end in places if end - start == 1 and start % 2]
+    between = [end // 2 for (_, end), (start, _) in itertools.pairwise(places) if start > end]
     return {
         "dropped": ranges(point for point in points if results[point] == ""),
         "apart": ranges(point for point in points if results[point] == f" {chr(point)} "),
         "mapped": [[point, result] for point, result in results.items()
                    if point not in HANGUL and result not in ("", chr(point), f" {chr(point)} ")],
         "order": [[ord(char), unicodedata.combining(char)] for char in left if unicodedata.combining(char)],
-        "between": ranges(ord(char) for char in left if parts[char] == 2),
-        "alone": ranges(ord(char) for char in left if parts[char] == 3),
+        "between": ranges(ord(left[place]) for place in between),
+        "alone": ranges(ord(left[place]) for place in alone),
     }

@@ -27,7 +27,9 @@ function showProblem(error) {
 function table(probabilities) {
   const made = document.createElement("table");
   const head = made.createTHead().insertRow();
-  for (const name of ["label", "probability", "share"]) head.append(Object.assign(element("th", name), { scope: "col" }));
+  for (const [name, kind] of [["label"], ["probability", "number"], ["share"]]) {
+    head.append(Object.assign(element("th", name, kind), { scope: "col" }));
+  }
   const body = made.createTBody();
   for (const [label, value] of Object.entries(probabilities)) {
     const row = body.insertRow();

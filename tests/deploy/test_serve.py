@@ -143,6 +143,7 @@ def test_what_is_told_of_itself(server, pack):
         assert status == 200
         assert "default-src 'none'" in headers["content-security-policy"]
         assert b"http://" not in body and b"https://" not in body and b'"//' not in body
+        assert server.get(f"{path}?content=%3Cb%3E&headers=a&request=b")[1:] == (headers, body)
 
 
 JSON = {"Content-Type": "application/json"}

@@ -4,6 +4,7 @@ Reads   MODEL_DIRS (pack.py), deploy/page/, deploy/web/ with its node_modules (n
 Writes  OUT/                                index.html and all that it loads; a folder for each model
 Next    copy the folder to a static host; to try it: python -m http.server --directory dist/web
 """
+import functools
 import json
 import os
 import shutil
@@ -50,6 +51,12 @@ def wordpiece(folder: Path, max_length: int) -> dict:
             "first": frame[0], "last": frame[1], "maxLength": max_length}
 
 
+@functools.cache
+def tables_of(tokenizer: str) -> dict:
+    """The tables of a tokenizer.json; models of one encoder share them."""
+    return tokenizer_tables(Tokenizer.from_str(tokenizer))
+
+
 def write_model(folder: Path, target: Path, characters: dict) -> dict:
     """The model and packed.json of a packed folder, written into `target`; returns what the page is told of it."""
     try:
@@ -61,12 +68,12 @@ def write_model(folder: Path, target: Path, characters: dict) -> dict:
     task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     check(len(task["texts"]) == 1, f"{shown(folder)} reads pairs: the page labels single texts only")
     check(settings["steps"]["LOWER_CASE"], f"{shown(folder)} keeps capitals: the page labels lower-case models only")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = wordpiece(folder, settings["max_length"])
     target.mkdir()
     shutil.copyfile(folder / manifest["model"], target / "model.onnx")
     packed = {"labels": task["labels"], "inputs": settings["inputs"], "steps": settings["steps"],
               "stop_words": settings["stop_words"], "characters": characters,
-              "tokenizer": tokenizer_tables(tokenizer), "wordpiece": wordpiece(folder, settings["max_length"])}
+              "tokenizer": tables_of((folder / "tokenizer.json").read_text(encoding="utf-8")), "wordpiece": model}
     (target / "packed.json").write_text(json.dumps(packed, ensure_ascii=False, separators=(",", ":")),
                                         encoding="utf-8", errors="surrogatepass")
     shipped = manifest["files"][manifest["model"]]

@@ -58,8 +58,12 @@ def protocol(most: int, seconds: float) -> type[HttpToolsProtocol]:
             super().connection_lost(exc)
 
         def refuse(self, status, sentence):
-            """Answer before the application is asked, and close."""
+            """Answer before the application is asked, and close; behind an answer that is still due, only close."""
             self.end_timer()
+            due = self.cycle and not self.cycle.response_complete
+            if due and (self.pipeline or self.cycle.response_started or not self.cycle.more_body):
+                self.cycle.keep_alive = False
+                return
             if not self.transport.is_closing():
                 body = json.dumps({"error": sentence}).encode()
                 again = "retry-after: 1\r\n" * (status == 503)

@@ -10,7 +10,7 @@ from predictor import Predictor
 
 MOST = 64  # texts that a thread takes at a time where batch-mates do not move an answer
 BATCH_TOKENS = 512  # of a batch of those: more is more padding, as few texts are sorted by length
-LOOK_EVERY = 0.1  # seconds between two looks at which clients still wait
+LOOK_EVERY = 0.25  # seconds between two looks at which clients still wait
 
 
 class Full(Exception):

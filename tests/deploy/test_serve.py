@@ -267,6 +267,40 @@ def test_a_slow_client_keeps_nobody_waiting(server):
             assert found.startswith(b"HTTP/1.1 408 ")
 
 
+def test_requests_in_one_packet(server):
+    """Each is answered in its turn, by the answer of its own; what is no request behind them closes the connection."""
+    bodies = [json.dumps({"texts": texts}).encode() for texts in (["enak"] * 8, ["kotor"], [""])]
+    requests = b"".join(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body for body in bodies)
+    for behind in (b"", b"rubbish\r\n\r\n", b"X" * 100_000):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+            client.sendall(requests + behind)
+            found = b""
+            while part := client.recv(65536):
+                found += part
+                if not behind and found.count(b'"results"') == 3:
+                    break
+        assert found.startswith(b"HTTP/1.1 200 ")
+        answers = [json.loads(part.split(b"HTTP/1.1")[0]) for part in found.split(b"\r\n\r\n")[1:]]
+        wanted = [json.loads(server.request("POST", "/predict", body)[2]) for body in bodies]
+        answers = [answer for answer in answers if "results" in answer]
+        assert answers == wanted[:len(answers)] and (behind or len(answers) == 3)
+
+
+def test_clients_too_many(pack):
+    """Are answered with 503 at once, and those that are connected go on."""
+    server = Server(pack, "--connections", 3)
+    held = [socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) for _ in range(3)]
+    time.sleep(0.2)
+    head, _, body = server.raw(b"GET /health HTTP/1.1\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in head
+    is_one_sentence(body, "3 connections are open")
+    held[0].sendall(b"GET /health HTTP/1.1\r\n\r\n")
+    assert held[0].recv(65536).startswith(b"HTTP/1.1 200 ")
+    for client in held:
+        client.close()
+    assert server.end() == 0
+
+
 def test_clients_that_hang_up(server):
     """In the head, in the body, and before the answer."""
     body = json.dumps({"texts": ["enak"] * 8}).encode()

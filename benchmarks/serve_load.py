@@ -5,8 +5,8 @@ Writes  results/serve_load.json
 Needs   wrk, hey, pip install -r requirements-serve.txt
 
 The bare session gets the same texts ready-made: as many at a time as a request holds, and sorted into batches of 1,024
-tokens; each once with every core on one batch, once with a batch a core, whichever is faster. The load client runs on the
-same cores as the server.
+tokens; with every core on one batch or with a batch a core, whichever is faster. The load client runs on the same cores
+as the server.
 """
 import json
 import shutil
@@ -128,8 +128,8 @@ def memory(folder: Path, scratch: Path) -> dict:
             seen.append((count, memory_mb(process.pid, "VmRSS")))
         seconds, peak = time.perf_counter() - started, memory_mb(process.pid, "VmHWM")
     tenth = next(mb for done, mb in seen if done >= REQUESTS / 10)
-    print(f"  memory: {tenth:.1f} MB after {REQUESTS // 10} requests, {seen[-1][1]:.1f} MB after {count}, {peak:.1f} MB "
-          f"at most; {count / seconds:.0f} requests/s")
+    print(f"  memory: {tenth:.1f} MB after {REQUESTS // 10} requests, {seen[-1][1]:.1f} MB after {count}, {peak:.1f} "
+          f"MB at most; {count / seconds:.0f} requests/s")
     return {"requests": count, "after_a_tenth_mb": tenth, "at_the_end_mb": seen[-1][1], "peak_mb": peak, "seen": seen}
 
 
@@ -152,9 +152,9 @@ def main(settings):
         print(f"  {name}, medians of {ROUNDS} turns; ready in {statistics.median(t['ready_s'] for t in taken):.2f} s")
         for same in zip(*(turn["loads"] for turn in taken), strict=True):
             middle = {key: statistics.median(load[key] for load in same) for key in same[0]}
-            print(f"    {middle['texts']:.0f} texts, {middle['clients']:.0f} clients: {middle['requests_per_second']:.0f} "
-                  f"requests/s, p50 {middle['p50_ms']:.1f}, p95 {middle['p95_ms']:.1f}, p99 {middle['p99_ms']:.1f} ms, "
-                  f"{middle['of_bare']:.2f}x bare")
+            print(f"    {middle['texts']:.0f} texts, {middle['clients']:.0f} clients: "
+                  f"{middle['requests_per_second']:.0f} requests/s, p50 {middle['p50_ms']:.1f}, p95 "
+                  f"{middle['p95_ms']:.1f}, p99 {middle['p99_ms']:.1f} ms, {middle['of_bare']:.2f}x bare")
     out = ROOT / "results" / "serve_load.json"
     write_json(out, {"machine": machine(), "versions": versions(), "settings": settings, "turns": turns,
                      "overload": beyond, "memory": watched})

@@ -40,7 +40,8 @@ def wordpiece(folder: Path, max_length: int) -> dict:
     stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     kinds = {part: (stored[part] or {}).get("type") for part in ("model", "normalizer", "pre_tokenizer")}
     check(kinds == {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"},
-          f"{shown(folder)} has a tokenizer of {', '.join(map(str, kinds.values()))}: the page runs BERT's WordPiece only")
+          f"{shown(folder)} has a tokenizer of {', '.join(map(str, kinds.values()))}: the page runs BERT's WordPiece "
+          "only")
     model, tokenizer = stored["model"], Tokenizer.from_file(str(folder / "tokenizer.json"))
     frame = tokenizer.encode("").ids
     named = [token["content"] for token in stored["added_tokens"] if token["content"] == token["content"].lower()]
@@ -84,8 +85,8 @@ def write_model(folder: Path, target: Path, characters: dict) -> dict:
 def main(settings):
     folders, out = [resolve(name.strip()) for name in MODEL_DIRS.split(",")], resolve(OUT)
     for name in RUNTIME_FILES:
-        check((RUNTIME / "dist" / name).is_file(), f"{shown(RUNTIME)} lacks dist/{name}: run `make web`, or npm ci "
-                                                   "--prefix deploy/web")
+        check((RUNTIME / "dist" / name).is_file(), f"{shown(RUNTIME)} lacks dist/{name}: install Node.js, then "
+                                                   "run npm ci --prefix deploy/web")
     names = [folder.name for folder in folders]
     check(len(set(names)) == len(names), f"MODEL_DIRS {MODEL_DIRS} has two folders of one name")
     check(not out.exists() or out.is_dir() and not any(out.iterdir()),

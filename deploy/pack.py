@@ -164,14 +164,15 @@ def main(settings):
         (packed / "page").mkdir()
         for script in SCRIPTS:
             shutil.copyfile(Path(__file__).parent / script, packed / script)
-        (packed / SERVE_NEEDS).write_text("-r requirements.txt\n" + (ROOT / SERVE_NEEDS).read_text(), encoding="utf-8")
+        needs = (ROOT / SERVE_NEEDS).read_text(encoding="utf-8")
+        (packed / SERVE_NEEDS).write_text(f"-r requirements.txt\n{needs}", encoding="utf-8")
         (packed / "requirements.txt").write_text("".join(
             f"{package}=={importlib.metadata.version(package)}\n" for package in SERVER_PACKAGES), encoding="utf-8")
         files = {path.relative_to(packed).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
                  for path in sorted(packed.rglob("*")) if path.is_file()}
         write_json(packed / MANIFEST, {
-            "format": FORMAT, "model": name, "precision": kind, "batch_size": 1 if alone else 128, "labels": preprocessing["labels"],
-            "files": files,
+            "format": FORMAT, "model": name, "precision": kind, "batch_size": 1 if alone else 128,
+            "labels": preprocessing["labels"], "files": files,
             "measured": measured and {metric.key: metric.value(measured) / metric.scale for metric in (
                 *quality_metrics(task), *metrics("model_size"))},
             "batch_dependence": dependence, "test_texts": measured and measured["samples"],

@@ -7,10 +7,10 @@ from pathlib import Path
 from fastapi import Response
 
 FOLDER = Path(__file__).with_name("page")
-TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
-         ".json": "application/json"}
-SAFE = {"content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
-                                   "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
+         ".js": "text/javascript; charset=utf-8", ".json": "application/json"}
+SAFE = {"content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+                                   "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
 
 
@@ -74,8 +74,8 @@ def document(openapi: dict) -> Response:
              'programs; <a href="./">the page</a>, for a text.</p>']
     for path, methods in openapi["paths"].items():
         for method, what in methods.items():
-            parts.append(f'<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(what["summary"])}. '
-                         f'{html.escape(what.get("description", ""))}</p>')
+            parts.append(f'<h2><code>{method.upper()} {html.escape(path)}</code></h2>'
+                         f'<p>{html.escape(what["summary"])}. {html.escape(what.get("description", ""))}</p>')
             if "requestBody" in what:
                 schema = what["requestBody"]["content"]["application/json"]["schema"]
                 call = f"curl ADDRESS{path} -d '{json.dumps(schema['example'], ensure_ascii=False)}'"

@@ -108,8 +108,8 @@ class Service:
             answer = refuse(problem)
         except Full:
             await asyncio.sleep(PAUSE)
-            answer = refuse(Problem(429, f"{self.limits.places} texts may wait, and these are too many more: come again "
-                                    "later", retry_after=self.waiting.retry_after()))
+            answer = refuse(Problem(429, f"{self.limits.places} texts may wait, and these are too many more: come "
+                                    "again later", retry_after=self.waiting.retry_after()))
         except Late:
             answer = refuse(Problem(429, f"not answered within {self.limits.seconds:g} s: come again later",
                                     retry_after=self.waiting.retry_after()))

@@ -1,4 +1,4 @@
-"""Texts that wait for the model: a bounded queue, and threads that take as many as are there and label them together."""
+"""Texts that wait for the model: a bounded queue, and threads that label together as many as are there."""
 
 import asyncio
 import threading

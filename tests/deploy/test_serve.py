@@ -215,9 +215,10 @@ RAW = {  # name -> what is sent, status, part of the sentence
     "half a head": (POST, 408, "within 1 s"),
     "nothing": (b"", 408, "within 1 s"),
     "half a body": (POST + b"Content-Length: 50\r\n\r\n{", 408, "within 1 s"),
-    "a large body announced": (POST + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n", 413, "BODY_BYTES"),
-    "a body without end in chunks": (POST + b"Transfer-Encoding: chunked\r\n\r\n" + (b"2000\r\n" + b"a" * 8192 + b"\r\n")
-                                     * 20 + b"0\r\n\r\n", 413, "BODY_BYTES"),
+    "a large body announced": (POST + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n", 413,
+                               "BODY_BYTES"),
+    "a large body in chunks": (POST + b"Transfer-Encoding: chunked\r\n\r\n"
+                               + (b"2000\r\n" + b"a" * 8192 + b"\r\n") * 20 + b"0\r\n\r\n", 413, "BODY_BYTES"),
 }
 
 

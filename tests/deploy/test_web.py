@@ -1,4 +1,4 @@
-"""The page inside the browser: JavaScript cleans and tokenizes as Python does, on every character; labels are predict's."""
+"""The page inside the browser: JavaScript cleans and tokenizes as Python does; labels are those of predict.py."""
 
 import functools
 import http.server
@@ -64,7 +64,8 @@ def hostile_texts() -> list[str]:
                   " ".join(chance.choice(words) if chance.random() < 0.7 else chance.choice(CHARACTERS)
                            for _ in range(15)),
                   "".join(chance.choices(ODD, k=20))]
-    return texts + ["", " ", "a" * 100, "a" * 101, "😀" * 101, "baik " * 500, "yang yang yang di yang", "Σ", "ΑΣ", "'Σ'"]
+    return texts + ["", " ", "a" * 100, "a" * 101, "😀" * 101, "baik " * 500, "yang yang yang di yang", "Σ",
+                    "ΑΣ", "'Σ'"]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ Needs   wrk, hey, pip install -r requirements-serve.txt
 
 The bare session gets the same texts ready-made: as many at a time as a request holds, and sorted into batches of 1,024
 tokens; with every core on one batch or with a batch a core, whichever is faster. The load client runs on the same cores
-as the server.
+as the server. CPU time is that of the process, threads that only wait for work included.
 """
 import json
 import shutil
@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 from load_client import at_rate, closed_loop, require
 from packed_process import memory_mb
 from served_process import label, serving
@@ -34,9 +35,9 @@ DATA_DIR = "data"               # folder of test.tsv
 TEXTS = "1,16"                  # texts of a request, with commas
 CLIENTS = "1,8,64"              # connections at a time, with commas
 SECONDS = 5                     # s that each load lasts
-ROUNDS = 3                      # turns that INT8 and FP32 take
+ROUNDS = 3                      # turns that INT8 and FP32 take; 0 = none
 REQUESTS = 200_000              # of one text each, over which memory is watched; 0 = not watched
-OVERLOAD = 2.0                  # times the capacity, in requests a second
+OVERLOAD = 2.0                  # times the capacity, in requests a second; 0 = not measured
 # --------------------------------------------------------------------------------------------------
 
 BARE = """
@@ -55,11 +56,14 @@ for threads, at_once in ((cores(), 1), (1, cores())):
         for name, batches in made.items():
             run = lambda inputs: model.session.run(["logits"], inputs)
             list(pool.map(run, batches[:20]))
-            started, count = time.perf_counter(), 0
+            started, spent, count = time.perf_counter(), time.process_time(), 0
             while time.perf_counter() - started < float(sys.argv[4]):
                 list(pool.map(run, batches))
                 count += len(rows)
-            found[name] = max(found.get(name, 0), count / (time.perf_counter() - started))
+            rate = count / (time.perf_counter() - started)
+            before = found.get(name, {"texts_per_second": 0, "cpu_ms_a_text": float("inf")})
+            found[name] = {"texts_per_second": max(rate, before["texts_per_second"]), "cpu_ms_a_text": min(
+                1e3 * (time.process_time() - spent) / count, before["cpu_ms_a_text"])}
     del model
 print(json.dumps(found))
 """
@@ -83,18 +87,27 @@ def take_turn(name: str, folder: Path, texts: list[str], scratch: Path) -> dict:
     done = subprocess.run([sys.executable, "-c", BARE, folder, scratch / "texts.json", TEXTS, str(SECONDS / 2)],
                           check=True, stdout=subprocess.PIPE, text=True)
     bare, loads = json.loads(done.stdout), []
-    print(f"  {name}: bare session, texts/s: " + ", ".join(f"{key} {value:.0f}" for key, value in bare.items()))
-    with serving(folder) as (_, port, ready):
+    print(f"  {name}: bare session, texts/s: " + ", ".join(
+        f"{key} {value['texts_per_second']:.0f} ({value['cpu_ms_a_text']:.3f} CPU ms a text)"
+        for key, value in bare.items()), flush=True)
+    with serving(folder) as (process, port, ready):
+        used = psutil.Process(process.pid)
         for size in map(int, TEXTS.split(",")):
             for clients in map(int, CLIENTS.split(",")):
+                before = sum(used.cpu_times()[:2])
                 load = closed_loop(f"http://127.0.0.1:{port}/predict", scratch / f"{size}.txt", clients, SECONDS)
                 load |= {"texts": size, "texts_per_second": size * (load["requests"] - load["refused"])
                          / load["requests"] * load["requests_per_second"]}
-                load["of_bare"] = load["texts_per_second"] / bare[f"{size} at a time"]
+                same = bare[f"{size} at a time"]
+                load["cpu_ms_a_text"] = 1e3 * (sum(used.cpu_times()[:2]) - before) / (
+                    size * (load["requests"] - load["refused"]))
+                load["of_bare"] = load["texts_per_second"] / same["texts_per_second"]
+                load["of_bare_by_cpu"] = same["cpu_ms_a_text"] / load["cpu_ms_a_text"]
                 loads.append(load)
                 print(f"  {name}: {size:2} texts, {clients:2} clients: {load['requests_per_second']:.0f} requests/s, "
                       f"p50 {load['p50_ms']:.1f}, p95 {load['p95_ms']:.1f}, p99 {load['p99_ms']:.1f} ms, "
-                      f"{load['refused']} refused; {load['texts_per_second']:.0f} texts/s, {load['of_bare']:.2f}x bare",
+                      f"{load['refused']} refused; {load['texts_per_second']:.0f} texts/s, {load['of_bare']:.2f}x bare "
+                      f"({load['cpu_ms_a_text']:.3f} CPU ms a text, {load['of_bare_by_cpu']:.2f}x)",
                       flush=True)
     return {"bare": bare, "loads": loads, "ready_s": ready}
 
@@ -146,7 +159,7 @@ def main(settings):
         for _ in range(ROUNDS):
             for name, place in files.items():
                 turns.setdefault(name, []).append(take_turn(name, place, texts, scratch))
-        beyond = {name: overload(place, texts, scratch) for name, place in files.items()}
+        beyond = {name: overload(place, texts, scratch) for name, place in files.items()} if OVERLOAD else {}
         watched = memory(packed, scratch) if REQUESTS else None
     for name, taken in turns.items():
         print(f"  {name}, medians of {ROUNDS} turns; ready in {statistics.median(t['ready_s'] for t in taken):.2f} s")
@@ -154,7 +167,8 @@ def main(settings):
             middle = {key: statistics.median(load[key] for load in same) for key in same[0]}
             print(f"    {middle['texts']:.0f} texts, {middle['clients']:.0f} clients: "
                   f"{middle['requests_per_second']:.0f} requests/s, p50 {middle['p50_ms']:.1f}, p95 "
-                  f"{middle['p95_ms']:.1f}, p99 {middle['p99_ms']:.1f} ms, {middle['of_bare']:.2f}x bare")
+                  f"{middle['p95_ms']:.1f}, p99 {middle['p99_ms']:.1f} ms, {middle['of_bare']:.2f}x bare, "
+                  f"{middle['of_bare_by_cpu']:.2f}x by CPU time")
     out = ROOT / "results" / "serve_load.json"
     write_json(out, {"machine": machine(), "versions": versions(), "settings": settings, "turns": turns,
                      "overload": beyond, "memory": watched})

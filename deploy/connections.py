@@ -16,7 +16,7 @@ def protocol(most: int, seconds: float) -> type[HttpToolsProtocol]:
     """A protocol of `most` connections at a time, whose requests have `seconds` for their line and headers."""
 
     class Bounded(HttpToolsProtocol):
-        in_head, head_bytes, timer, refusal = True, 0, None, NO_HTTP
+        in_head, head_bytes, timer = True, 0, None
 
         def connection_made(self, transport):
             super().connection_made(transport)
@@ -63,6 +63,7 @@ def protocol(most: int, seconds: float) -> type[HttpToolsProtocol]:
             due = self.cycle and not self.cycle.response_complete
             if due and (self.pipeline or self.cycle.response_started or not self.cycle.more_body):
                 self.cycle.keep_alive = False
+                self.flow.pause_reading()
                 return
             if not self.transport.is_closing():
                 body = json.dumps({"error": sentence}).encode()

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = --data-dir data/sample
 
-.PHONY: quickstart int8 int8-learned int4 mixed fp16 ptq e5 check test clean
+.PHONY: quickstart int8 int8-learned int4 mixed fp16 ptq e5 web check test clean
 
 # the four INT8 stages, then a few sentences labelled by the file that they made
 quickstart: int8
@@ -56,6 +56,12 @@ models/sample-fp32/model_fp32.onnx: | .venv/installed
 e5: .venv/installed
 	$(PY) pretrain/fetch_e5_small_id.py
 
+# a page that runs packed models inside the browser, for any static host -> dist/web (MODELS: packed folders, with commas)
+MODELS = dist/sample-int8
+web: .venv/web
+	test -e dist/sample-int8/manifest.json -o "$(MODELS)" != dist/sample-int8 || { $(MAKE) int8 && $(PY) deploy/pack.py --run sample-int8; }
+	$(PY) deploy/make_web.py --model-dirs $(MODELS)
+
 # what can be said in a minute: style, types, the tests that start no stage
 check: .venv/installed
 	$(PY) -m ruff check .
@@ -63,7 +69,7 @@ check: .venv/installed
 	$(PY) -m pytest -m "not stages"
 
 # everything
-test: .venv/installed .venv/openvino .venv/ray .venv/notebook
+test: .venv/installed .venv/openvino .venv/ray .venv/notebook .venv/serve .venv/web
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest
@@ -85,6 +91,14 @@ test: .venv/installed .venv/openvino .venv/ray .venv/notebook
 .venv/ray: .venv/installed requirements-ray.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
 	touch .venv/ray
+
+.venv/serve: .venv/installed requirements-serve.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-serve.txt
+	touch .venv/serve
+
+.venv/web: .venv/installed deploy/web/package-lock.json
+	@if command -v npm >/dev/null; then npm ci --prefix deploy/web --ignore-scripts --no-audit --no-fund --loglevel=error && touch .venv/web; \
+	else echo "npm is not installed: the page that runs in the browser cannot be made, and its tests are skipped"; fi
 
 clean:
 	rm -rf .venv models/sample-int8 models/sample-learned models/sample-int4 models/sample-mixed models/sample-fp16 models/sample-fp32 results/sample

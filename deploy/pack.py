@@ -32,7 +32,10 @@ FORCE = False                   # pack a run that was not evaluated, or lost mor
 MANIFEST, FORMAT = "manifest.json", 2
 KINDS = {"fp16": "model_fp16.onnx"} | dict.fromkeys(  # as transformers.js names them
     ("int8", "int4", "int2", "ternary", "mixed"), "model_quantized.onnx")
-SCRIPTS = ("predict.py", "predictor.py", "packed.py", "lines.py", "rows.py", "records.py", "output.py", "flags.py")
+SCRIPTS = ("predict.py", "predictor.py", "packed.py", "lines.py", "rows.py", "records.py", "output.py", "flags.py",
+           "serve.py", "service.py", "waiting.py", "connections.py", "pages.py", "asked.py", "metrics.py",
+           "page/index.html", "page/page.css", "page/page.js", "page/ask.js")
+SERVE_NEEDS = "requirements-serve.txt"
 SERVER_PACKAGES = ("numpy", "onnxruntime", "tokenizers")
 ADVICE = {"fp16": "FP16 gains no time on CPUs"} | dict.fromkeys(  # without an entry: what this CPU says of INT8
     ("int4", "int2", "ternary", "mixed"), "weights are small enough for exact sums on CPUs without VNNI too")
@@ -158,15 +161,18 @@ def main(settings):
         write_json(packed / PREPROCESSING, preprocessing | {
             "pad_id": reader.pad_id, "stop_words": sorted(stop_words(steps["KEEP_NEGATIONS"]))
             if steps["REMOVE_STOP_WORDS"] else []})
+        (packed / "page").mkdir()
         for script in SCRIPTS:
-            shutil.copyfile(Path(__file__).with_name(script), packed / script)
+            shutil.copyfile(Path(__file__).parent / script, packed / script)
+        needs = (ROOT / SERVE_NEEDS).read_text(encoding="utf-8")
+        (packed / SERVE_NEEDS).write_text(f"-r requirements.txt\n{needs}", encoding="utf-8")
         (packed / "requirements.txt").write_text("".join(
             f"{package}=={importlib.metadata.version(package)}\n" for package in SERVER_PACKAGES), encoding="utf-8")
         files = {path.relative_to(packed).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
                  for path in sorted(packed.rglob("*")) if path.is_file()}
         write_json(packed / MANIFEST, {
-            "format": FORMAT, "model": name, "batch_size": 1 if alone else 128, "labels": preprocessing["labels"],
-            "files": files,
+            "format": FORMAT, "model": name, "precision": kind, "batch_size": 1 if alone else 128,
+            "labels": preprocessing["labels"], "files": files,
             "measured": measured and {metric.key: metric.value(measured) / metric.scale for metric in (
                 *quality_metrics(task), *metrics("model_size"))},
             "batch_dependence": dependence, "test_texts": measured and measured["samples"],

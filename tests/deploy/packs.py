@@ -69,6 +69,7 @@ def make_pack(folder: Path, cleaning: str = "minimal", texts: tuple = ("text",),
         "texts": texts, "labels": labels, "score": "macro_f1" if labels else "pearson", "answer": "label"}))
     write_model(folder / "onnx" / "model_quantized.onnx", len(tokenizer), len(labels or "1"),
                 tokenizer.convert_tokens_to_ids(NO_NUMBER), pairs)
+    (folder / "page").mkdir()
     for script in SCRIPTS:
         shutil.copy(ROOT / "deploy" / script, folder / script)
     write_manifest(folder, batch_size=batch_size)

@@ -16,6 +16,7 @@ import pytest
 from conftest import SMSA, read_plain_rows, real_data
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import BLOCKED, WITHOUT
 from stage_runs import ENVIRONMENT, ROOT, changed_manifest, copy_of, run_folder, run_stage_script
 
 from lowbit.data.cleaning import PRESETS, clean, stop_words
@@ -26,11 +27,6 @@ sys.path.insert(0, str(ROOT / "deploy"))
 import predictor  # noqa: E402  (deploy/ is no package: its files are copied to servers)
 
 LABELS = ("positive", "neutral", "negative")
-# the server has none of these
-WITHOUT = ("torch", "transformers", "lowbit", "Sastrawi", "sklearn", "onnx", "datasets", "scipy", "pandas", "tqdm")
-BLOCKED = "import runpy, sys\nfor name in sys.argv.pop(1).split(','): sys.modules[name] = None\n" \
-          "sys.argv.pop(0)\nsys.path.insert(0, sys.argv[0].rpartition('/')[0])\n" \
-          "runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 def pack(run: str, dist, *flags):

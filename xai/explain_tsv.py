@@ -20,6 +20,7 @@ from lowbit.xai.many import (
     cores,
     done_lines,
     head_of,
+    made_before,
     read_texts,
     records,
     write_lines,
@@ -32,8 +33,8 @@ LIMIT = 200                     # texts from the start of the file; 0 = all
 METHODS = ""                    # of shap, lime, occlusion, ig, attention, with commas; "" = all
 FILES = ""                      # such as "fp32,int8"; "" = FP32 and the file that ships
 REPLACE = "mask"                # where a word is left out: mask = [MASK] for each of its tokens, delete = nothing
-SAMPLES = 100                   # lime: texts that lack words
-ORDERS = 3                      # shap: orders in which words are added, each also reversed
+SAMPLES = 80                    # lime: texts that lack words
+ORDERS = 2                      # shap: orders in which words are added, each also reversed
 STEPS = 20                      # ig: points on the line from the reference to the text
 SEED = 42                       # of the orders and samples
 FLOORS = True                   # also what another seed changes, and batches of 64 where batch-mates matter
@@ -48,21 +49,25 @@ def main(settings):
     check(LIMIT >= 0, f"LIMIT is {LIMIT}; it must be 0 or more")
     check(WORKERS >= 0, f"WORKERS is {WORKERS}; it must be 0 or more")
     out, path = resolve(RESULTS) / RUN, resolve(TEXTS)
-    with Explainer(run_dir(RUN), settings, FLOORS, threads=1) as explainer:
-        texts, answers = read_texts(path, explainer.task)
-        texts, answers = texts[: LIMIT or None], answers[: LIMIT or None]
-        files = {name: {"file": shown(file.path), "sha256": sha256(file.path), "alone": file.alone}
-                 for name, file in explainer.files.items()}
-        head = head_of(RUN, explainer, {name: settings[name] for name in SETTINGS}, files,
-                       {"file": shown(path), "sha256": sha256(path), "count": len(texts)})
-        out.mkdir(parents=True, exist_ok=True)
-        claim(out)
-        start, started = done_lines(out / UNFINISHED, head), time.monotonic()
-        if start:
-            print(f"  resuming after {start} of {len(texts)} texts")
-        found = records(explainer, RUN, settings, texts[start:], WORKERS or cores())
-        write_lines(out / UNFINISHED, head, found, start, answers, len(texts))
-        seconds = time.monotonic() - started
+    explainer = Explainer(run_dir(RUN), settings, FLOORS, threads=1)
+    texts, answers = read_texts(path, explainer.task)
+    texts, answers = texts[: LIMIT or None], answers[: LIMIT or None]
+    files = {name: {"file": shown(file.path), "sha256": sha256(file.path), "alone": file.alone}
+             for name, file in explainer.files.items()}
+    head = head_of(RUN, explainer, {name: settings[name] for name in SETTINGS}, files,
+                   {"file": shown(path), "sha256": sha256(path), "count": len(texts)})
+    out.mkdir(parents=True, exist_ok=True)
+    claim(out)
+    start, started = done_lines(out / UNFINISHED, head), time.monotonic()
+    if start:
+        print(f"  resuming after {start} of {len(texts)} texts")
+    run, known = made_before(resolve(RESULTS), head)
+    if known:
+        print(f"  FP32 as explained for {run}: it is the same file")
+    found = records(explainer, RUN, settings, texts[start:], known[start:] or [None] * len(texts[start:]),
+                    WORKERS or cores())
+    write_lines(out / UNFINISHED, head, found, start, answers, len(texts))
+    seconds = time.monotonic() - started
     os.replace(out / UNFINISHED, out / EXPLANATIONS)
     record(out, STAGE, settings, [*(file.path for file in explainer.files.values()), path], [EXPLANATIONS])
     print(f"  {len(texts) - start} texts, {', '.join(files)}: {seconds:.0f} s")

@@ -35,7 +35,7 @@ def main(settings):
     claim(out)
     started, files = time.monotonic(), {}
     asking = head["settings"] | {"METHODS": "shap", "FILES": ",".join(head["files"])}
-    with Explainer(folder, asking, threads=THREADS) as explainer:
+    with Explainer(folder, asking, floors=False, threads=THREADS) as explainer:
         refuse_other_files(head, explainer)
         for name, file in explainer.files.items():
             texts = [judge_text(explainer.asked(file, explainer.read(given), 1 if file.alone else TOGETHER), found,
@@ -45,7 +45,7 @@ def main(settings):
             judged = [text for text in texts if text]
             check(bool(judged), f"no text of {shown(out / EXPLANATIONS)} has two words: there is no order to judge")
             files[name] = faithfulness_of(judged)
-            print(f"  {name}: {len(judged)} texts of two words and more, {time.monotonic() - started:.0f} s", flush=True)
+            print(f"  {name}: {len(judged)} texts of two words or more, {time.monotonic() - started:.0f} s", flush=True)
     results = {"format": FORMAT, "run": RUN, "labels": explainer.task.labels, "settings": settings,
                "explained": head["settings"], "source": head["texts"], "files": files}
     heads, rows = faithfulness_rows(results)

@@ -15,6 +15,7 @@ from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
 from lowbit.xai import shown as view
 from lowbit.xai.explain import FORMAT, Explainer
+from lowbit.xai.words import CUT
 
 # ---- settings: edit here, or for one run: run_xai.py my-run "teksnya" -----------------------------
 RUN = "indobert-qat-int8-smsa"  # folder under models/
@@ -46,6 +47,10 @@ def lines(found: dict, explainer: Explainer) -> list[str]:
             if method in held["methods"]:
                 gap = f"  (gap {100 * held['gap']:.2g} %)" if method == "ig" else ""
                 said.append(f"  {method:10} {name:10} {view.top_words(found, held['methods'][method], TOP)}{gap}")
+    left = sum(end - start for _, start, end, why in found["gaps"] if why == CUT)
+    if left:
+        said.append(f"  the text is longer than {explainer.reader.max_length} tokens: its last {left} characters are "
+                    "not read")
     return said
 
 
@@ -55,7 +60,7 @@ def main(settings):
     folder, out = run_dir(RUN), resolve(RESULTS) / RUN
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)
-    with Explainer(folder, settings, threads=THREADS) as explainer:
+    with Explainer(folder, settings, floors=False, threads=THREADS) as explainer:
         started = time.monotonic()
         found = explainer.record((TEXT, TEXT2) if TEXT2 else TEXT)
         seconds = time.monotonic() - started

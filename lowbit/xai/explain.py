@@ -7,6 +7,7 @@ methods of another seed}, "batch": {file: methods asked TOGETHER at a time inste
 """
 
 import contextlib
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ MOST = {"SAMPLES": 100_000, "ORDERS": 10_000, "STEPS": 1_000}
 def check_settings(s: dict) -> list[str]:
     """The methods that METHODS names; raises UserError for settings that cannot explain."""
     methods = chosen(s["METHODS"], METHODS, "METHODS")
+    check("ig" not in methods or importlib.util.find_spec("captum") is not None,
+          "METHODS has ig, which needs captum: `pip install -r requirements-xai.txt`, or name the others")
     check(s["REPLACE"] in REPLACE, f"REPLACE is {s['REPLACE']!r}; choose {' or '.join(REPLACE)}")
     for name, most in MOST.items():
         check(1 <= s[name] <= most, f"{name} is {s[name]}; it must be from 1 to {most}")
@@ -44,28 +47,30 @@ def check_settings(s: dict) -> list[str]:
 
 
 class Explainer:
-    """A run's files, held open; use as a context manager. `floors` also measures what changes without a precision."""
+    """A run's files, which a context manager holds open; `floors` also measures what changes without a precision."""
 
-    def __init__(self, folder: Path, s: dict, floors: bool = False, threads: int = 0):
-        self.methods, self.s, self.floors = check_settings(s), s, floors
+    def __init__(self, folder: Path, s: dict, floors: bool, threads: int):
+        self.methods, self.s, self.floors, self.threads = check_settings(s), s, floors, threads
         if not folder.is_dir():
             raise UserError(f"RUN is {folder.name!r}, but there is no {shown(folder)}: train it first, or name a run")
         self.files = files_of(folder, s["FILES"])
         self.reader, self.task = load_reader(folder), read_task(folder)
         needs_mask = s["REPLACE"] == "mask" or "ig" in self.methods
         self.mask_id = mask_id_of(self.reader.tokenizer) if needs_mask else None
-        inside = [method for method in self.methods if method not in ASKING]
-        self.models: dict[str, torch.nn.Module] = {}
+        self.inside_methods = [method for method in self.methods if method not in ASKING]
         for name, file in self.files.items():
-            if inside and file.load is None:
-                print(f"  {name} has no PyTorch model that computes as it does: without {', '.join(inside)}")
-            elif inside:
-                self.models[name] = file.load().eval().requires_grad_(False)
+            if self.inside_methods and file.load is None:
+                print(f"  {name} has no PyTorch model that computes as it does: without "
+                      f"{', '.join(self.inside_methods)}")
+        self.models: dict[str, torch.nn.Module] = {}
+        self.sessions: dict[str, Session] = {}
         self.open = contextlib.ExitStack()
-        self.sessions = {name: self.open.enter_context(Session(file.path, "CPUExecutionProvider", threads))
-                         for name, file in self.files.items()}
 
     def __enter__(self):
+        for name, file in self.files.items():
+            if self.inside_methods and file.load is not None:
+                self.models[name] = file.load().eval().requires_grad_(False)
+            self.sessions[name] = self.open.enter_context(Session(file.path, "CPUExecutionProvider", self.threads))
         return self
 
     def __exit__(self, *_):
@@ -87,23 +92,28 @@ class Explainer:
         """The file, to be asked about variants of a text."""
         return Asked(self.sessions[file.name], reading, self.s["REPLACE"], self.mask_id, self.reader.pad_id, batch_size)
 
-    def record(self, text: Text) -> dict:
-        """The record of a text (see the top); raises UserError as read() does."""
+    def record(self, text: Text, known: dict | None = None) -> dict:
+        """The record of a text (see the top), FP32's part from a `known` one; raises UserError as read() does."""
         reading = self.read(text)
         ends = blackbox.whole_and_none(len(reading.words))
         asked = {name: self.asked(file, reading, 1 if file.alone else TOGETHER) for name, file in self.files.items()}
-        outputs = {name: one.logits(ends) for name, one in asked.items()}
-        label = int(outputs[FP32][0].argmax()) if self.task.labels else None
+        label = known["label"] if known else (
+            int(asked[FP32].logits(ends[:1])[0].argmax()) if self.task.labels else None)
         found: dict = {"texts": list(reading.texts), "words": [list(word[:3]) for word in reading.words],
                        "gaps": [list(gap) for gap in reading.gaps], "label": label, "files": {}}
         for name, file in self.files.items():
-            value, reference = values_of(outputs[name], label)
-            held = {"outputs": rounded(outputs[name][0]), "value": float(value), "reference": float(reference),
-                    "methods": self.black_box(asked[name], reading, label, self.methods, self.s["SEED"])}
+            if known and name == FP32:
+                found["files"][name] = known["files"][name]
+                continue
+            outputs = asked[name].logits(ends)
+            value, reference = values_of(outputs, label)
+            held: dict = {"outputs": rounded(outputs[0]), "value": float(value), "reference": float(reference),
+                          "methods": self.black_box(asked[name], reading, label, self.methods, self.s["SEED"])}
             held["methods"] |= self.inside(file, reading, label, held)
             found["files"][name] = held
         if self.floors:
-            found["floors"] = self.floors_of(asked, reading, label)
+            seed = known["floors"]["seed"] if known else self.seed_floor(asked[FP32], reading, label)
+            found["floors"] = {"seed": seed, "batch": self.batch_floor(reading, label)}
         return found
 
     def black_box(self, asked: Asked, reading: Reading, label: int | None, methods: list[str], seed: int) -> dict:
@@ -117,22 +127,22 @@ class Explainer:
         found, model = {}, self.models.get(file.name)
         if model is not None and "ig" in self.methods:
             values, held["gap"] = integrated_gradients(
-                model, reading, self.mask_id, self.reader.pad_id, label, self.s["STEPS"], file.alone)
+                model, reading, self.mask_id, self.reader.pad_id, label, self.s["STEPS"])
             found["ig"] = rounded(values)
         if model is not None and "attention" in self.methods:
             found["attention"] = rounded(attention_rollout(model, reading, self.reader.pad_id))
         return found
 
-    def floors_of(self, asked: dict[str, Asked], reading: Reading, label: int | None) -> dict:
-        """What another seed changes of FP32's values, and what batch-mates change of a file's that depends on them."""
-        drawn, asking = ([method for method in kind if method in self.methods] for kind in (DRAWN, ASKING))
-        batch = {}
-        for name, file in self.files.items():
-            if file.alone and asking:
-                together = self.asked(file, reading, TOGETHER)
-                batch[name] = self.black_box(together, reading, label, asking, self.s["SEED"])
-        seed = {FP32: self.black_box(asked[FP32], reading, label, drawn, self.s["SEED"] + 1)} if drawn else {}
-        return {"seed": seed, "batch": batch}
+    def seed_floor(self, asked: Asked, reading: Reading, label: int | None) -> dict:
+        """FP32's values by another seed, of the methods that draw."""
+        drawn = [method for method in DRAWN if method in self.methods]
+        return {FP32: self.black_box(asked, reading, label, drawn, self.s["SEED"] + 1)} if drawn else {}
+
+    def batch_floor(self, reading: Reading, label: int | None) -> dict:
+        """File -> its values if it is asked TOGETHER variants at a time, of files whose logits that changes."""
+        asking = [method for method in ASKING if method in self.methods]
+        return {name: self.black_box(self.asked(file, reading, TOGETHER), reading, label, asking, self.s["SEED"])
+                for name, file in self.files.items() if file.alone and asking}
 
 
 def rounded(values: np.ndarray) -> list[float]:

@@ -64,7 +64,8 @@ def judge_text(asked: Asked, record: dict, file: str, orders: int, seed: int) ->
 
 def faithfulness_of(texts: list[dict]) -> dict:
     """Means over texts of what judge_text() found: method -> figures, and the curves."""
-    figures, curves = {}, {}
+    figures: dict[str, dict] = {}
+    curves = {}
     for method in texts[0]:
         own = [text[method] for text in texts]
         figures[method] = {key: float(np.mean([one[key] for one in own]))
@@ -74,5 +75,6 @@ def faithfulness_of(texts: list[dict]) -> dict:
         if method != RANDOM:
             better = np.array([float(one["deletion"] < text[RANDOM]["deletion"])
                                for one, text in zip(own, texts, strict=True)])
-            figures[method] |= {"beats_random": float(better.mean()), "beats_random_interval": interval(better)}
+            figures[method]["beats_random"] = float(better.mean())
+            figures[method]["beats_random_interval"] = interval(better)
     return {"texts": len(texts), "methods": figures, "curves": curves}

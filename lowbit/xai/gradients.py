@@ -4,7 +4,9 @@
 
 x are word embeddings, the reference is the same text with [MASK] for every word, f the log-odds of a label
 (Sundararajan et al. 2017, arXiv:1703.01365). Values sum to f(x) - f(reference); what is missing is the gap. On the
-simulation of a low-bit file rounding passes gradients on unchanged: such values are a surrogate's, not the file's.
+simulation of a low-bit file rounding passes gradients on unchanged: such values are a surrogate's, not the file's. The
+points of a line are computed together, so that dynamic ranges are those of the whole line: a fourth of the time of one
+by one, and the same gap (on 24 valid texts 1.4 % in the median, 1.3 % one by one).
 Attention is rolled out over the layers (Abnar and Zuidema 2020, arXiv:2005.00928). It has no sign and knows no label.
 """
 
@@ -36,12 +38,9 @@ def _by_word(reading: Reading, tokens: np.ndarray) -> np.ndarray:
     return np.bincount(of[of >= 0], tokens[of >= 0], len(reading.words))
 
 
-def integrated_gradients(model: nn.Module, reading: Reading, mask_id: int, pad_id: int, label: int | None, steps: int,
-                         alone: bool) -> tuple[np.ndarray, float]:
-    """(values [words], the gap: what their sum misses of f(x) - f(reference), as a share of that).
-
-    `alone` computes a step at a time, for a model whose ranges span the batch.
-    """
+def integrated_gradients(model: nn.Module, reading: Reading, mask_id: int, pad_id: int, label: int | None,
+                         steps: int) -> tuple[np.ndarray, float]:
+    """(values [words], the gap: what their sum misses of f(x) - f(reference), as a share of that)."""
     from captum.attr import IntegratedGradients  # here: only who asks for it needs it
 
     given = _given(reading, pad_id)
@@ -55,8 +54,7 @@ def integrated_gradients(model: nn.Module, reading: Reading, mask_id: int, pad_i
         rest = {name: tensor.expand(len(embeddings), -1) for name, tensor in given.items()}
         return _value(model(inputs_embeds=embeddings, **rest).logits, label)
 
-    found = IntegratedGradients(value).attribute(
-        x, reference, n_steps=steps, method="gausslegendre", internal_batch_size=1 if alone else None)
+    found = IntegratedGradients(value).attribute(x, reference, n_steps=steps, method="gausslegendre")
     values = _by_word(reading, found[0].sum(-1).detach().numpy())
     with torch.no_grad():
         moved = float(value(x) - value(reference))

@@ -12,12 +12,13 @@ from lowbit.xai.explain import UNSIGNED
 
 COLOURS = ("#8a94a6", "#1f6feb", "#b35900", "#7d4cc9")  # FP32, then the others
 PICTURED = 15  # words in a picture
+LONGEST_WORD = 30  # characters of a word in a list
 NAMES = {"shap": "SHAP", "lime": "LIME", "occlusion": "Occlusion", "ig": "Integrated Gradients",
          "attention": "Attention"}
 
 
 class Piece(NamedTuple):
-    """A part of a text: "for", "against", "weight" (no sign), "none" (a word of value 0), a gap's reason, or "plain"."""
+    """A part of a text: for, against, weight (no sign), none (a word of value 0), plain, or why it is not read."""
 
     text: str
     kind: str
@@ -50,6 +51,11 @@ def written(record: dict) -> list[str]:
     return [record["texts"][part][start:end] for part, start, end in record["words"]]
 
 
+def shortened(word: str) -> str:
+    """A word as it stands in a list, on one line."""
+    return word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD - 1]}…"
+
+
 def methods_of(record: dict) -> list[str]:
     """The methods that explain at least one file, in their own order."""
     return [method for method in NAMES if any(method in held["methods"] for held in record["files"].values())]
@@ -78,7 +84,7 @@ def top_words(record: dict, values: list[float], count: int) -> str:
     """`+2.31 enak  -1.20 tidak`: the words of largest values, as they were written."""
     order = sorted(range(len(values)), key=lambda place: -abs(values[place]))[:count]
     words = written(record)
-    return "  ".join(f"{values[place]:+.2f} {words[place]}" for place in order)
+    return "  ".join(f"{values[place]:+.2f} {shortened(words[place])}" for place in order)
 
 
 def picture(record: dict, path: Path) -> None:
@@ -95,7 +101,7 @@ def picture(record: dict, path: Path) -> None:
         for number, (name, values) in enumerate(files.items()):
             axis.barh(np.arange(len(chosen)) + (number - (len(files) - 1) / 2) * height, values[chosen], height,
                       color=COLOURS[number % len(COLOURS)], label=name)
-        axis.set_yticks(range(len(chosen)), [words[place] for place in chosen])
+        axis.set_yticks(range(len(chosen)), [shortened(words[place]) for place in chosen])
         for label in axis.get_yticklabels():
             label.set_parse_math(False)  # a dollar is a dollar
         axis.invert_yaxis()

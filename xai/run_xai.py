@@ -38,15 +38,15 @@ STAGE = "xai/run_xai.py"
 
 def lines(found: dict, explainer: Explainer) -> list[str]:
     """What the terminal shows: a line a file with its answer, a line a method and file with its words."""
-    said = []
+    said, width = [], max(map(len, found["files"]))
     for name, held in found["files"].items():
-        said.append(f"  {name:10} {view.answer_of(held, explainer.task, found['label'])}; "
+        said.append(f"  {name:{width}}  {view.answer_of(held, explainer.task, found['label'])}; "
                     f"f(text) {held['value']:+.3f}, f(no word) {held['reference']:+.3f}")
     for method in view.methods_of(found):
         for name, held in found["files"].items():
             if method in held["methods"]:
                 gap = f"  (gap {100 * held['gap']:.2g} %)" if method == "ig" else ""
-                said.append(f"  {method:10} {name:10} {view.top_words(found, held['methods'][method], TOP)}{gap}")
+                said.append(f"  {method:9}  {name:{width}}  {view.top_words(found, held['methods'][method], TOP)}{gap}")
     left = sum(end - start for _, start, end, why in found["gaps"] if why == CUT)
     if left:
         said.append(f"  the text is longer than {explainer.reader.max_length} tokens: its last {left} characters are "

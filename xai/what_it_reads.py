@@ -24,7 +24,7 @@ RUN = "indobert-qat-int8-smsa"  # a run that explain_tsv.py has explained
 METHOD = "shap"                 # whose values are shown: shap, lime, occlusion or ig
 LEAST_TEXTS = 3                 # texts with the label that a word must stand in
 WORDS = 15                      # words for, and against, each label
-MISTAKES = 20                   # texts
+MISTAKES = 20                   # texts that it answers wrongly, the most confident first
 RESULTS = "results/xai"         # folder of the explanations, from the project's root
 # --------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """A file of texts explained, a line of JSON a text, by several processes, and continued where a kill stopped it.
 
 The first line is {"format", "run", "task", "settings", "files", "texts", "reader": digests of the files that texts are
-read by}, each other one {"line", "answer", and a record (see explain.py)}, or {"line", "answer", "texts", "refused": the
-reason} of a text that cannot be explained.
+read by}. Each other one is {"line", "answer", and a record (see explain.py)}, or {"line", "answer", "texts", "refused":
+the reason} of a text that cannot be explained.
 """
 
 import contextlib

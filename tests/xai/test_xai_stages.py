@@ -77,11 +77,9 @@ def test_one_text(finished_run, tmp_path):
 
 def test_the_same_seed_gives_the_same_bytes(finished_run, tmp_path):
     made = []
-    for folder, seed in (("one", 7), ("two", 7), ("other", 8)):
-        assert explain_one(finished_run, TEXT, tmp_path / folder, "--seed", seed)[0].returncode == 0
-        out = tmp_path / folder / finished_run
-        made.append([(out / f"explanation.{kind}").read_bytes() for kind in ("html", "png")]
-                    + [json.loads((out / "explanation.json").read_text())["text"]])
+    for seed in (7, 7, 8):
+        assert explain_one(finished_run, TEXT, tmp_path, "--seed", seed)[0].returncode == 0
+        made.append([(tmp_path / finished_run / f"explanation.{kind}").read_bytes() for kind in ("html", "json", "png")])
     assert made[0] == made[1]
     assert made[0] != made[2]
 
@@ -114,7 +112,7 @@ def test_nothing_to_explain(finished_run, tmp_path, text, says):
     assert says in done.error
 
 
-@pytest.mark.parametrize("text", ["bagus", "tidak tidak tidak", "kamar " * 200, "مرحبا بالعالم", "x" * 3000])
+@pytest.mark.parametrize("text", ["bagus", "kamar " * 200, "مرحبا بالعالم"])
 def test_hostile_texts(finished_run, tmp_path, text):
     done, found = explain_one(finished_run, text, tmp_path, "--methods", "shap,lime,occlusion,ig")
     assert done.returncode == 0, done.stderr
@@ -216,6 +214,28 @@ def test_a_killed_run_goes_on_to_the_same_bytes(explained, texts, tmp_path):
     assert "resuming after" in done.stdout
     wanted = (out / run / "explanations.jsonl").read_bytes()
     assert (tmp_path / run / "explanations.jsonl").read_bytes() == wanted
+
+
+def test_two_processes_give_the_same_bytes(explained, texts, tmp_path):
+    run, out = explained
+    done = run_xai("explain_tsv.py", run, texts, *QUICK, "--workers", 2, "--results", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / run / "explanations.jsonl").read_bytes() == (out / run / "explanations.jsonl").read_bytes()
+
+
+def test_two_files_share_fp32(explained, texts, tmp_path):
+    """Of the same FP32 file, texts and settings: taken from the other run's explanations, to the same values."""
+    run, out = explained
+    other = copy_of(run)
+    shutil.copytree(out / run, tmp_path / run)
+    flags = ("explain_tsv.py", other, texts, *QUICK, "--workers", 1, "--results", tmp_path)
+    done = run_xai(*flags)
+    assert f"FP32 as explained for {run}" in done.stdout
+    found, wanted = ((tmp_path / name / "explanations.jsonl").read_text().splitlines()[1:] for name in (other, run))
+    assert found == wanted
+    again = run_xai(*flags, "--seed", 5)
+    assert again.returncode == 0
+    assert "FP32 as explained" not in again.stdout
 
 
 def test_drift_and_faithfulness(explained):

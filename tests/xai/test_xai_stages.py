@@ -79,7 +79,8 @@ def test_the_same_seed_gives_the_same_bytes(finished_run, tmp_path):
     made = []
     for seed in (7, 7, 8):
         assert explain_one(finished_run, TEXT, tmp_path, "--seed", seed)[0].returncode == 0
-        made.append([(tmp_path / finished_run / f"explanation.{kind}").read_bytes() for kind in ("html", "json", "png")])
+        out = tmp_path / finished_run
+        made.append([(out / f"explanation.{kind}").read_bytes() for kind in ("html", "json", "png")])
     assert made[0] == made[1]
     assert made[0] != made[2]
 

@@ -56,6 +56,8 @@ def lines(found: dict, explainer: Explainer) -> list[str]:
 
 def main(settings):
     check(TEXT.strip() != "", "TEXT is empty: `python xai/run_xai.py RUN \"teksnya\"`")
+    check((TEXT + TEXT2).encode("utf-8", "ignore").decode() == TEXT + TEXT2,
+          "TEXT is not UTF-8: the shell passed bytes that are no letters")
     check(TOP > 0, f"TOP is {TOP}; it must be above 0")
     folder, out = run_dir(RUN), resolve(RESULTS) / RUN
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lowbit.data.task import task_of
-from lowbit.pipeline.files import claim, resolve, run_dir, shown, write_text
+from lowbit.pipeline.files import claim, resolve, run_dir, sha256, shown, write_text
 from lowbit.pipeline.manifest import record, recorded, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
@@ -31,9 +31,11 @@ RESULTS = "results/xai"         # folder of the explanations, from the project's
 STAGE = "xai/what_it_reads.py"
 
 
-def made(folder: Path, stage: str, name: str) -> dict | None:
-    """What another stage wrote, None where it has not run."""
-    if stage not in stages_of(folder):
+def made(folder: Path, stage: str, name: str, explanations: Path) -> dict | None:
+    """What another stage made of these explanations; None, and a line says why, where it has not done so."""
+    reads = stages_of(folder).get(stage, {}).get("reads", {})
+    if sha256(explanations) not in reads.values():
+        print(f"  without {name}: {stage} has not read these explanations")
         return None
     return json.loads(recorded(folder, stage, name)[0].read_text(encoding="utf-8"))
 
@@ -52,9 +54,9 @@ def main(settings):
     check(any(METHOD in found["files"][file]["methods"] for found in explained),
           f"{shown(out / EXPLANATIONS)} holds no values of {METHOD}: name another METHOD, or explain again with it")
     task = task_of(head["task"])
-    drift = made(results, "xai/drift.py", "drift.json")
+    drift = made(results, "xai/drift.py", "drift.json", out / EXPLANATIONS)
     own = drift and {name: found for name, found in drift["files"].items() if name.rpartition("/")[0] == RUN}
-    faithful = made(out, "xai/faithfulness.py", "faithfulness.json")
+    faithful = made(out, "xai/faithfulness.py", "faithfulness.json", out / EXPLANATIONS)
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)
     claim(out)

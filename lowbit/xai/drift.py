@@ -107,9 +107,10 @@ def drift_of(records: list[dict], file: str) -> dict:
             said = {kind: summary([one for one in figures if one]) for kind, figures in pairs.items()}
             apart = pairs_of(changed, method, file).get("drift", [])
             found["methods"][method] = {**said, "changed": summary([one for one in apart if one]), **verdict(pairs)}
-    gaps = [record["files"][name]["gap"] for name in (file,) for record in explained if "gap" in record["files"][name]]
-    if gaps:
-        found["ig_gap"] = {"median": float(np.median(gaps)), "p90": float(np.quantile(gaps, 0.9))}
+    for key, name in (("ig_gap", file), ("ig_gap_fp32", FP32)):
+        gaps = [record["files"][name]["gap"] for record in explained if "gap" in record["files"][name]]
+        if gaps:
+            found[key] = {"median": float(np.median(gaps)), "p90": float(np.quantile(gaps, 0.9))}
     sums = [abs(sum(record["files"][file]["methods"]["shap"])
                 - record["files"][file]["value"] + record["files"][file]["reference"])
             for record in explained if "shap" in record["files"][file]["methods"]]

@@ -45,7 +45,8 @@ def notes(results: dict) -> list[str]:
         if "shap_sum_error" in found:
             parts.append(f"SHAP values miss f(text) - f(no word) by at most {found['shap_sum_error']:.1e}")
         if "ig_gap" in found:
-            parts.append(f"gap of ig {100 * found['ig_gap']['median']:.2g} % in the median")
+            parts.append(f"gap of ig {100 * found['ig_gap']['median']:.2g} % in the median, FP32's "
+                         f"{100 * found['ig_gap_fp32']['median']:.2g} %")
         lines.append(f"{file}: {'; '.join(parts)}")
     return lines
 

@@ -125,7 +125,7 @@ def done_lines(path: Path, head: dict) -> int:
 
 def write_lines(path: Path, head: dict, found: Iterator[dict], start: int, answers: list, total: int) -> None:
     """Append a line a record; a count a tenth of the way on the terminal."""
-    with open(path, "a", encoding="utf-8") as out:
+    with open(path, "a" if start else "w", encoding="utf-8") as out:
         if not start:
             out.write(_line(head))
         for number, record in enumerate(found, start):

@@ -217,6 +217,19 @@ def test_a_killed_run_goes_on_to_the_same_bytes(explained, texts, tmp_path):
     assert (tmp_path / run / "explanations.jsonl").read_bytes() == wanted
 
 
+@pytest.mark.parametrize("left", ["head alone", "half a head", "of another seed"])
+def test_what_a_kill_left_is_no_text(explained, texts, tmp_path, left):
+    run, out = explained
+    wanted = (out / run / "explanations.jsonl").read_text(encoding="utf-8")
+    head = wanted[: wanted.index("\n") + 1]
+    (tmp_path / run).mkdir()
+    held = {"head alone": head, "half a head": head[:50], "of another seed": wanted.replace('"SEED": 42', '"SEED": 1')}
+    (tmp_path / run / "explanations.unfinished.jsonl").write_text(held[left], encoding="utf-8")
+    done = run_xai("explain_tsv.py", run, texts, *QUICK, "--workers", 1, "--results", tmp_path)
+    assert ("deleting" in done.stdout) == (left != "head alone")
+    assert (tmp_path / run / "explanations.jsonl").read_text(encoding="utf-8") == wanted
+
+
 def test_two_processes_give_the_same_bytes(explained, texts, tmp_path):
     run, out = explained
     done = run_xai("explain_tsv.py", run, texts, *QUICK, "--workers", 2, "--results", tmp_path)

@@ -1,5 +1,6 @@
-"""Whether a file still decides for the same reasons: how far values move between two files, beside how far they move
-between two seeds of one file, or with its batch-mates.
+"""Whether a file still decides for the same reasons: how far word values move, beside how far they move anyway.
+
+They move between two seeds of one file, and with a file's batch-mates: these are the floors.
 
     Spearman       rank correlation of a text's word values
     top 3, top 5   share of the words of largest magnitude that are also the other's

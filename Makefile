@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = --data-dir data/sample
 
-.PHONY: quickstart int8 int8-learned int4 mixed fp16 ptq e5 web check test clean
+.PHONY: quickstart int8 int8-learned int4 mixed fp16 ptq xai e5 web check test clean
 
 # the four INT8 stages, then a few sentences labelled by the file that they made
 quickstart: int8
@@ -49,6 +49,14 @@ ptq: models/sample-fp32/model_fp32.onnx
 	$(PY) ptq/compare_methods.py --results results/sample
 	$(PY) ptq/generate_report.py --results results/sample
 
+# why the sample's labels: one text, the test texts, drift between FP32 and INT8, a page of what the model reads
+xai: int8 .venv/xai
+	$(PY) xai/run_xai.py sample-int8 "Kamarnya bersih dan stafnya ramah, tapi makanannya tidak enak!" --results results/sample/xai
+	$(PY) xai/explain_tsv.py sample-int8 data/sample/test.tsv --limit 60 --results results/sample/xai
+	$(PY) xai/drift.py sample-int8 --results results/sample/xai
+	$(PY) xai/faithfulness.py sample-int8 --results results/sample/xai
+	$(PY) xai/what_it_reads.py sample-int8 --results results/sample/xai
+
 models/sample-fp32/model_fp32.onnx: | .venv/installed
 	$(PY) ptq/finetune_fp32.py --run sample-fp32 --model-name models/bert-mini-id $(SAMPLE)
 
@@ -69,7 +77,7 @@ check: .venv/installed
 	$(PY) -m pytest -m "not stages"
 
 # everything
-test: .venv/installed .venv/openvino .venv/ray .venv/notebook .venv/serve .venv/web
+test: .venv/installed .venv/openvino .venv/ray .venv/notebook .venv/serve .venv/web .venv/xai
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest
@@ -99,6 +107,10 @@ test: .venv/installed .venv/openvino .venv/ray .venv/notebook .venv/serve .venv/
 .venv/web: .venv/installed deploy/web/package-lock.json
 	@if command -v npm >/dev/null; then npm ci --prefix deploy/web --ignore-scripts --no-audit --no-fund --loglevel=error && touch .venv/web; \
 	else echo "npm is not installed: the page that runs in the browser cannot be made, and its tests are skipped"; fi
+
+.venv/xai: .venv/installed requirements-xai.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-xai.txt
+	touch .venv/xai
 
 clean:
 	rm -rf .venv models/sample-int8 models/sample-learned models/sample-int4 models/sample-mixed models/sample-fp16 models/sample-fp32 results/sample

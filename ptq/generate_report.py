@@ -1,11 +1,13 @@
 """Stage 5 of 5: one HTML file to decide by: what to ship on this machine, the promises beside what was measured, why.
 
 Reads   RESULTS/<experiment>/results.json   (run_ptq.py, run_qat.py)
+        RESULTS/xai/<run>/what_it_reads.html  (xai/what_it_reads.py), to be linked, where there are any
 Writes  RESULTS/report.html                 self-contained: pictures and styles are inside
 """
 import base64
 import io
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -78,6 +80,12 @@ def section(results: dict, stages: dict) -> dict:
     }
 
 
+def pages_of_words(results: Path) -> dict[str, str]:
+    """Run -> address, from the report's folder, of its page of what the model reads."""
+    return {path.parent.name: quote(path.relative_to(results).as_posix())
+            for path in sorted(results.glob("xai/*/what_it_reads.html"))}
+
+
 def main(settings):
     check(WANTED in KNOWN_WANTED, f"WANTED is {WANTED!r}; choose {' or '.join(KNOWN_WANTED)}")
     results = resolve(RESULTS)
@@ -89,7 +97,7 @@ def main(settings):
     claim(results)
     write_text(results / "report.html", pages.get_template("report.html.jinja").render(
         title=TITLE, sections=sections, machine=first["machine"], advice=integer_advice(first["machine"]),
-        versions=first["versions"]))
+        versions=first["versions"], reads=pages_of_words(results)))
     chosen = next((part for part in sections if part["trained"]), None)
     if chosen:
         print(f"  {chosen['name']}: ship {chosen['method']}: {chosen['why']}")

@@ -24,8 +24,8 @@ STAGE_FOLDERS = ("int8_eager", "fp16_eager", "int4_eager", "ptq", "mixed", "xai"
 # scripts with a settings block; predict.py and serve.py are copied to servers and read theirs by themselves
 SCRIPTS = sorted(path for folder in STAGE_FOLDERS for path in (ROOT / folder).glob("*.py")
                  if re.search("^# ---- settings", path.read_text(encoding="utf-8"), re.MULTILINE))
-STAGES = [path for path in SCRIPTS if path.parent.name in ("int8_eager", "fp16_eager", "int4_eager", "ptq", "mixed",
-                                                           "pretrain")]
+STAGES = [path for path in SCRIPTS if path.parent.name in (
+    "int8_eager", "fp16_eager", "int4_eager", "ptq", "mixed", "xai", "pretrain")]
 BY_NAME = {"ids": lambda path: path.relative_to(ROOT).as_posix()}
 COPIED = ("predict.py", "serve.py")
 
@@ -135,7 +135,7 @@ def test_every_constant_is_commented(path):
 def test_a_stage_says_where_it_stands(path):
     """`Stage N of M: …`, with what it reads and writes, and what comes next unless it is the last."""
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    if path.parent.name == "pretrain" and not doc.startswith("Stage"):
+    if path.parent.name in ("pretrain", "xai") and not doc.startswith("Stage"):
         return  # a tool of its own, such as what fetches an encoder
     number, of = map(int, re.match(r"Stage (\d) of (\d): [a-z]", doc).groups())
     assert 1 <= number <= of

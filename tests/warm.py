@@ -24,7 +24,7 @@ LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "onnx",
              "sklearn.metrics", "statsmodels.stats.contingency_tables", "matplotlib.pyplot", "psutil",
              "Sastrawi.StopWordRemover.StopWordRemoverFactory", "transformers.models.bert.modeling_bert",
              "transformers.trainer", "transformers.trainer_callback", "transformers.models.auto.modeling_auto",
-             "torch.onnx", "torch._dynamo", "sklearn", "safetensors.torch")
+             "torch.onnx", "torch._dynamo", "sklearn", "safetensors.torch", "captum.attr", "sklearn.linear_model")
 
 
 def become_script(request: dict) -> None:

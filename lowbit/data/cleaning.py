@@ -41,7 +41,8 @@ def stop_words(keep_negations: bool) -> frozenset[str]:
 
 
 @functools.cache
-def _remover(keep_negations: bool) -> StopWordRemover:
+def remover(keep_negations: bool) -> StopWordRemover:
+    """Sastrawi's own remover with that list."""
     return StopWordRemover(_Words(stop_words(keep_negations)))
 
 
@@ -63,5 +64,5 @@ def clean(text: str, preset: str) -> str:
         text = SPECIAL.sub(" ", text)
     text = " ".join(text.split())
     if steps["REMOVE_STOP_WORDS"]:
-        text = " ".join(_remover(steps["KEEP_NEGATIONS"]).remove(text).split())
+        text = " ".join(remover(steps["KEEP_NEGATIONS"]).remove(text).split())
     return text

@@ -44,8 +44,8 @@ class _Parser(argparse.ArgumentParser):
 def parse_flags(script: str, doc: str, argv: list[str], bare: str = "") -> dict[str, object]:
     """The settings in force: the constants of `script` with the flags in `argv` laid over them.
 
-    `--num-epochs 1` sets NUM_EPOCHS; a boolean is `--qat`, `--no-qat` or `--qat false`. An argument without a flag is
-    the value of the setting named `bare`.
+    `--num-epochs 1` sets NUM_EPOCHS; a boolean is `--qat`, `--no-qat` or `--qat false`. Arguments without a flag are
+    the values of the settings that `bare` names, in this order.
     Raises UserError on an unknown flag (naming the nearest) or a value of the wrong type.
     """
     constants = read_constants(Path(script).read_text(encoding="utf-8"))
@@ -60,8 +60,8 @@ def parse_flags(script: str, doc: str, argv: list[str], bare: str = "") -> dict[
                                 default=None, help=argparse.SUPPRESS)
         else:
             parser.add_argument(flag, dest=name, default=None, help=shown, metavar=type(value).__name__)
-    if bare:
-        parser.add_argument("bare", nargs="?", metavar=bare.lower(), help=f"the same as --{bare.lower()}")
+    for name in bare.split():
+        parser.add_argument(f"bare_{name}", nargs="?", metavar=name.lower(), help=f"the same as {flag_of(name)}")
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         refuse_renamed(unknown[0], constants)
@@ -70,7 +70,8 @@ def parse_flags(script: str, doc: str, argv: list[str], bare: str = "") -> dict[
         raise UserError(f"unknown setting {unknown[0]!r}; the nearest is {near[0]}; see --help")
     settings = {}
     for name, (value, _) in constants.items():
-        text = given.bare if name == bare and given.bare is not None else getattr(given, name)
+        bare_text = getattr(given, f"bare_{name}", None)
+        text = getattr(given, name) if bare_text is None else bare_text
         flag = flag_of(name)
         settings[name] = value if text is None else parse_value(flag, text, type(value))
     return settings

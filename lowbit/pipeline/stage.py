@@ -14,7 +14,7 @@ from lowbit.pipeline.settings import flag_of, parse_flags, read_constants
 def run_stage(main, script_globals: dict, bare: str = "") -> None:
     """Run a stage: lay the flags over its constants, print its first line, call main(settings).
 
-    `main` returns the command to run next, or None. An argument without a flag sets the constant named `bare`.
+    `main` returns the command to run next, or None. Arguments without a flag set the constants that `bare` names.
     A user's mistake ends in one sentence and exit 2.
     """
     script, doc = script_globals["__file__"], script_globals["__doc__"]

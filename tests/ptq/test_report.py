@@ -62,6 +62,8 @@ def report(tmp_path_factory):
         (folder / experiment).mkdir()
         write_json(folder / experiment / "results.json", results_of(experiment, files))
         record(folder / experiment, "ptq/run_ptq.py", {}, [], ["results.json"])
+    (folder / "xai" / "run #1").mkdir(parents=True)
+    (folder / "xai" / "run #1" / "what_it_reads.html").write_text("<title>words</title>")
     done = run_stage_script("generate_report.py", "--results", folder, folder="ptq")
     assert done.returncode == 0, done.stderr
     assert "ship int8_static_qdq_u8s8_minmax" in done.stdout
@@ -113,6 +115,13 @@ def test_every_table_and_picture_is_there(page):
         assert len(widths) == 5
         assert all(width > 100 for width in widths)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize("page", PAGES[:1], indirect=True)
+def test_pages_of_what_a_model_reads_are_linked(page):
+    page.locator("#reads a").click()
+    page.wait_for_url("**/xai/run%20%231/what_it_reads.html")
+    assert page.title() == "words"
 
 
 @pytest.mark.parametrize("page", PAGES[:1], indirect=True)

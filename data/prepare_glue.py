@@ -55,7 +55,7 @@ def read_rows(path, columns: tuple, header: bool) -> list[str]:
 
 def main(settings):
     check(0 < VALID_SHARE < 1, f"VALID_SHARE is {VALID_SHARE}; it must be between 0 and 1")
-    check(TRAIN_ROWS == 0 or TRAIN_ROWS >= 2 / min(VALID_SHARE, 1 - VALID_SHARE),
+    check(TRAIN_ROWS == 0 or 2 / min(VALID_SHARE, 1 - VALID_SHARE) <= TRAIN_ROWS,
           f"TRAIN_ROWS is {TRAIN_ROWS}; it must be 0, or leave at least 2 rows for train and for valid")
     source = resolve(SOURCE_DIR)
     known = [name for name in GLUE if (source / name).is_dir()]
@@ -63,7 +63,7 @@ def main(settings):
     for name in chosen(TASKS, known, "TASKS"):
         task, columns, header = GLUE[name]
         train, test = (read_rows(source / name / f"{split}.tsv", columns, header) for split in ("train", "dev"))
-        if TRAIN_ROWS and TRAIN_ROWS < len(train):
+        if TRAIN_ROWS and len(train) > TRAIN_ROWS:
             train = random.Random(SEED).sample(train, TRAIN_ROWS)
         drawn = set(random.Random(SEED).sample(range(len(train)), round(VALID_SHARE * len(train))))
         splits = {"train": [row for i, row in enumerate(train) if i not in drawn],

@@ -7,15 +7,14 @@ Writes  models/<RUN>-<TASK>-student_<STUDENT>/ model.safetensors, config.json, t
                                             task.json, training.json
 Next    export_to_onnx.py
 """
-import copy
 import json
 
 from lowbit.data.task import task_of_run
 from lowbit.data.tokens import load_reader
 from lowbit.data.tsv import read_split
 from lowbit.distill.arithmetic import INT4, check_kind, simulate_kind
-from lowbit.distill.follow import FIT, Following, add_fit, follower, load_trained
-from lowbit.distill.losses import SAME_TOKENS, read_losses, read_map
+from lowbit.distill.follow import Following, add_fit, follower, load_trained, save_student
+from lowbit.distill.losses import SAME_TOKENS, check_comparable, read_losses, read_map
 from lowbit.distill.places import (
     DISTIL,
     FINETUNE,
@@ -37,7 +36,6 @@ from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.distillation import drop_nothing
 from lowbit.training.encoder import RUN_FILES
 from lowbit.training.fine_tune import autocast_dtype, fine_tune
-from lowbit.training.first_token import choose_first_token_only
 from lowbit.training.lsq import refuse_lost_scales
 
 # ---- settings: edit here, or for one run: --task SST-2 --losses labels ----------------------------
@@ -88,61 +86,37 @@ def check_settings(losses):
                                                "compares all of them: take relation out of LOSSES")
 
 
-def check_shapes(student, teacher, losses):
-    """Refuse losses that these two models cannot be compared by."""
-    ours, theirs = student.config, teacher.config
-    check("attention" not in losses or ours.num_attention_heads == theirs.num_attention_heads,
-          f"LOSSES names attention, which compares head with head, but the student has {ours.num_attention_heads} and "
-          f"the teacher {theirs.num_attention_heads}: use relation instead")
-    check("relation" not in losses or not (ours.hidden_size % RELATION_HEADS or theirs.hidden_size % RELATION_HEADS),
-          f"RELATION_HEADS is {RELATION_HEADS}, which does not divide both widths, {ours.hidden_size} and "
-          f"{theirs.hidden_size}")
-
-
 def taught_from_outside(folder, task, texts, losses):
     """The trainer of a student with other words than its teacher's: it hears only what the teacher says of texts."""
     inner = [name for name in losses if name in SAME_TOKENS]
     check(not inner, f"the student does not read the teacher's tokens, so that {', '.join(inner)} cannot be compared: "
                      "--losses logits, or logits,labels")
     check(not AUGMENT and not QAT, "AUGMENT and QAT need a student that reads the teacher's tokens")
-    check(task.labels is not None or "labels" not in losses, "a student that does not read the teacher's tokens learns a "
-                                                             "number from logits alone: --losses logits")
+    check(task.labels is not None or "labels" not in losses,
+          "a student that does not read the teacher's tokens learns a number from logits alone: --losses logits")
     logits, _ = judged(folder, texts, WEIGHTS)
     return distiller(Taught(logits, len(texts)), temperature=TEMPERATURE, hard_weight=float("labels" in losses))
 
 
-def main(settings):
-    check_names(RUN, TASK, STUDENT)
-    losses = read_losses(LOSSES)
-    check_settings(losses)
-    data, folder = data_folder(DATA_DIR, TASK), teacher_dir(RUN, TASK)
-    flags = f"--run {RUN} --task {TASK}"
-    teacher_file = made_by(FINETUNE, folder, flags, WEIGHTS, *RUN_FILES)[0]
-    start = student_dir(RUN, TASK, FROM) if FROM else start_dir(RUN, TASK, STUDENT)
-    check(FROM != STUDENT, f"FROM and STUDENT are both {STUDENT!r}: give the new student a name of its own")
-    start_file = made_by(DISTIL if FROM else MAKE, start, f"{flags} --student {FROM or STUDENT}", WEIGHTS, *RUN_FILES)[0]
-    task, out = task_of_run(folder, data), student_dir(RUN, TASK, STUDENT)
-    reader = load_reader(folder)
-    given = settings | {
-        "RUN": out.name, "DATA_DIR": shown(data), "MODEL_NAME": shown(start), "MODEL_REVISION": "", "NUM_LABELS": 0,
-        "CLEANING": reader.cleaning, "MAX_LENGTH": reader.max_length, "START_SHA256": sha256(start_file),
-        "TEACHER_SHA256": "" if losses == ["labels"] else sha256(teacher_file), "FIRST_TOKEN_ONLY": bool(QAT)}
-    following = next_command("tinybert/export_to_onnx.py", settings, "RUN", "TASK")
-    if is_made(out, STAGE, given, [data / f"{split}.tsv" for split in ("train", "valid")], [WEIGHTS]):
-        print(f"  {shown(out)}: made before, with these settings, data, teacher and first weights")
-        return following
-    train = read_split(data, "train", task)[0]
-    same = load_reader(start).tokenizer.backend_tokenizer.to_str() == reader.tokenizer.backend_tokenizer.to_str()
-    teacher = load_trained(folder, every_token=not QAT)
+def trainer_for(start, folder, task, data, losses):
+    """(the class that trains the student of folder `start`, the teacher)."""
+    reader, teacher = load_reader(folder), load_trained(folder, every_token=not QAT)
     layers = json.loads((start / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
-    trainer = follower(Following(
-        teacher, losses, read_map(LAYER_MAP, layers, teacher.config.num_hidden_layers), RELATION_HEADS, TEMPERATURE,
-        INTERMEDIATE_EPOCHS, AUGMENT, REPLACED, SEED)) if same or losses == ["labels"] else taught_from_outside(
-            folder, task, train, losses)
-    cut = json.loads((start / "cut.json").read_text(encoding="utf-8")) if (start / "cut.json").exists() else {}
+    follows = read_map(LAYER_MAP, layers, teacher.config.num_hidden_layers)
+    same = load_reader(start).tokenizer.backend_tokenizer.to_str() == reader.tokenizer.backend_tokenizer.to_str()
+    if not same and losses != ["labels"]:
+        return taught_from_outside(folder, task, read_split(data, "train", task)[0], losses), teacher
+    return follower(Following(teacher, losses, follows, RELATION_HEADS, TEMPERATURE, INTERMEDIATE_EPOCHS, AUGMENT,
+                              REPLACED, SEED)), teacher
+
+
+def train(given, start, folder, task, data, losses):
+    """Train the student of folder `start`, and write its run."""
+    trainer, teacher = trainer_for(start, folder, task, data, losses)
+    cut = json.loads((start / "cut.json").read_text(encoding="utf-8"))
 
     def prepare(model, rows):
-        check_shapes(model, teacher, losses)
+        check_comparable(model.config, teacher.config, losses, RELATION_HEADS)
         if not DROPOUT:
             drop_nothing(model)
         if FREEZE_WORDS:
@@ -152,19 +126,33 @@ def main(settings):
         if {"embedding", "hidden"} & set(losses):
             add_fit(model, teacher.config.hidden_size, cut.get("channels"))
 
-    def save(model, scratch):
-        state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{FIT}.")}
-        if not QAT:
-            bare = type(model)(copy.deepcopy(model.config)).eval()
-            bare.load_state_dict(state)
-            choose_first_token_only(bare, FIRST_TOKEN_ONLY)
-            model.config.first_token_only = bare.config.first_token_only
-        model.save_pretrained(scratch, state_dict=state)
+    fine_tune(given, STAGE, prepare, autocast=autocast_dtype() if AUTOCAST and QAT != INT4 else None,
+              save=lambda model, scratch: save_student(model, scratch, FIRST_TOKEN_ONLY and not QAT),
+              observe=lambda model, rows: {"cut.json": cut}, trainer_class=trainer,
+              check_epoch=refuse_lost_scales if QAT else None)
 
-    autocast = autocast_dtype() if AUTOCAST and QAT != INT4 else None
-    fine_tune(given, STAGE, prepare, autocast=autocast, save=save, trainer_class=trainer,
-              observe=lambda model, rows: {"cut.json": cut}, check_epoch=refuse_lost_scales if QAT else None)
-    return following
+
+def main(settings):
+    check_names(RUN, TASK, STUDENT)
+    losses = read_losses(LOSSES)
+    check_settings(losses)
+    check(FROM != STUDENT, f"FROM and STUDENT are both {STUDENT!r}: give the new student a name of its own")
+    data, folder, flags = data_folder(DATA_DIR, TASK), teacher_dir(RUN, TASK), f"--run {RUN} --task {TASK}"
+    teacher_file = made_by(FINETUNE, folder, flags, WEIGHTS, *RUN_FILES)[0]
+    start = student_dir(RUN, TASK, FROM) if FROM else start_dir(RUN, TASK, STUDENT)
+    made = (WEIGHTS, "cut.json", *RUN_FILES)
+    start_file = made_by(DISTIL if FROM else MAKE, start, f"{flags} --student {FROM or STUDENT}", *made)[0]
+    task, reader, out = task_of_run(folder, data), load_reader(folder), student_dir(RUN, TASK, STUDENT)
+    given = settings | {
+        "RUN": out.name, "DATA_DIR": shown(data), "MODEL_NAME": shown(start), "MODEL_REVISION": "", "NUM_LABELS": 0,
+        "CLEANING": reader.cleaning, "MAX_LENGTH": reader.max_length, "START_SHA256": sha256(start_file),
+        "TEACHER_SHA256": "" if losses == ["labels"] else sha256(teacher_file), "FIRST_TOKEN_ONLY": bool(QAT),
+        "SHORTENED": FIRST_TOKEN_ONLY}
+    if is_made(out, STAGE, given, [data / f"{split}.tsv" for split in ("train", "valid")], [WEIGHTS]):
+        print(f"  {shown(out)}: made before, with these settings, data, teacher and first weights")
+    else:
+        train(given, start, folder, task, data, losses)
+    return next_command("tinybert/export_to_onnx.py", settings, "RUN", "TASK")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main(settings):
             print(f"  {name}: exported before")
             continue
         longest = longest_input(load_run(folder))
-        check(SEQ_LEN <= longest, f"SEQ_LEN is {SEQ_LEN}, but {name} reads at most {longest} tokens")
+        check(longest >= SEQ_LEN, f"SEQ_LEN is {SEQ_LEN}, but {name} reads at most {longest} tokens")
         claim(folder)
         with atomic_folder(folder) as scratch:
             export_checked(folder, WEIGHTS, scratch / ONNX, OPSET, SEQ_LEN)

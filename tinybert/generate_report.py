@@ -7,7 +7,7 @@ Writes  RESULTS/<TASK>/report.html          self-contained: pictures and styles 
 """
 from lowbit.data.tokens import load_reader
 from lowbit.data.tsv import read_split
-from lowbit.distill.comparison import students_in
+from lowbit.distill.comparison import refuse_other_run, students_in
 from lowbit.distill.losses import read_map
 from lowbit.distill.page import layer_picture, page, section, shortest
 from lowbit.distill.places import (
@@ -70,10 +70,13 @@ def pictures_of(task_name, results):
 
 def main(settings):
     tasks = [name.strip() for name in TASKS.split(",") if name.strip()] or [
-        path.parent.name for path in sorted(resolve(RESULTS).glob("*/results.json"))]
-    check(bool(tasks), f"{shown(resolve(RESULTS))} holds no <TASK>/results.json: run `python {MEASURE} --run {RUN}` first")
+        path.parent.name for path in sorted(resolve(RESULTS).glob("*/results.json"))
+        if stages_of(path.parent).get(MEASURE, {"settings": {"RUN": ""}})["settings"]["RUN"] == RUN]
+    check(bool(tasks), f"{shown(resolve(RESULTS))} holds no <TASK>/results.json of RUN {RUN}: run `python {MEASURE} "
+                       f"--run {RUN}` first")
     for task_name in tasks:
         check_names(RUN, task_name)
+        refuse_other_run(resolve(RESULTS) / task_name, MEASURE, RUN)
         results, out = results_of(task_name), resolve(RESULTS) / task_name
         claim(out)
         part = section(results, stages_of(out), pictures_of(task_name, results))

@@ -66,7 +66,7 @@ def first_weights(teacher, folder, data, task):
     if START == "random":
         return student, reader, {}
     check(isinstance(teacher, BertForSequenceClassification),
-          f"START is teacher, but {shown(folder)} is a {type(teacher).__name__}: only a BERT is cut; use --start random")
+          f"START is teacher, but {shown(folder)} is a {type(teacher).__name__}: only a BERT is cut; --start random")
     check_fits(teacher.config, LAYERS, HIDDEN, HEADS, INTERMEDIATE)
     rows, answers = counted_on(data, task, reader)
     use = used(teacher, rows, answers, reader.pad_id)

@@ -13,6 +13,7 @@ from lowbit.distill.comparison import (
     add_own,
     copy_file,
     files_of,
+    refuse_other_run,
     results_name,
     table_lines,
 )
@@ -101,6 +102,7 @@ def experiment(task_name, settings):
     print(task_name, flush=True)
     out.mkdir(parents=True, exist_ok=True)
     claim(out)
+    refuse_other_run(out, STAGE, RUN)
     candidates = candidates_of(task_name, out)
     task = task_of_run(candidates[0].folder, folder)
     read = [folder / f"{split}.tsv" for split in ("valid", "test")] + [candidate.path for candidate in candidates]

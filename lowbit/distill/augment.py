@@ -16,7 +16,7 @@ AT_ONCE = 1024  # words whose neighbours are looked for together
 
 
 def starts(pieces: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(whether a piece starts a word of letters, whether it continues one), of WordPiece's or SentencePiece's pieces."""
+    """(whether a piece starts a word of letters, whether it continues one), of WordPiece's or SentencePiece's."""
     if any(piece.startswith("##") for piece in pieces):
         return (np.array([piece.isalpha() for piece in pieces]), np.array([piece.startswith("##") for piece in pieces]))
     return (np.array([piece.startswith("▁") and piece[1:].isalpha() for piece in pieces]),

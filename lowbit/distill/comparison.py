@@ -8,8 +8,9 @@ from pathlib import Path
 
 from lowbit.distill.places import ONNX, STUDENT, TEACHER
 from lowbit.measure.record import MEASURED, Metric, metrics, quality_metrics, task_of_results
-from lowbit.pipeline.files import atomic_folder, publish, sha256
+from lowbit.pipeline.files import atomic_folder, publish, sha256, shown
 from lowbit.pipeline.manifest import stages_of
+from lowbit.pipeline.settings import check
 
 QUANTIZE = "tinybert/quantize.py"
 OWN = "against_own_fp32"  # of a record: which file its own FP32 is, points lost and times smaller and faster
@@ -36,6 +37,13 @@ def copy_file(source: Path, target: Path) -> None:
     with atomic_folder(target.parent) as scratch:
         shutil.copyfile(source, scratch / target.name)
         publish(scratch)
+
+
+def refuse_other_run(folder: Path, stage: str, run: str) -> None:
+    """Raises UserError for a results folder that holds what another RUN measured."""
+    measured = stages_of(folder).get(stage, {"settings": {"RUN": run}})["settings"]["RUN"]
+    check(measured == run, f"{shown(folder)} holds what RUN {measured} measured: name another folder with --results, "
+                           f"or --run {measured}")
 
 
 def add_own(results: dict) -> None:

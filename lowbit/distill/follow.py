@@ -4,6 +4,7 @@ Two steps, as in TinyBERT: the intermediate losses alone for the first epochs, t
 Losses are computed in FP32, whatever the steps are computed in. Formulas: losses.py.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lowbit.distill.places import WEIGHTS
 from lowbit.training.distillation import soft_loss
 from lowbit.training.encoder import load_run
 from lowbit.training.fine_tune import FineTuner
+from lowbit.training.first_token import choose_first_token_only
 from lowbit.training.weights import load_weights
 
 FIT = "to_teacher"  # name of the learned map between the widths: part of a training, not of what it writes
@@ -67,6 +69,19 @@ def add_fit(student: nn.Module, teacher_width: int, channels: list[int] | None) 
             fit.weight.zero_()
             fit.weight[channels, range(len(channels))] = 1.0
     student.add_module(FIT, fit)
+
+
+def save_student(student: nn.Module, folder: Path, shorten: bool) -> None:
+    """Write a trained student without the map; `shorten`: if no logit changes, it computes its last layer for [CLS].
+
+    """
+    state = {name: tensor for name, tensor in student.state_dict().items() if not name.startswith(f"{FIT}.")}
+    if shorten:
+        bare = type(student)(copy.deepcopy(student.config)).eval()
+        bare.load_state_dict(state)
+        choose_first_token_only(bare, True)
+        student.config.first_token_only = bare.config.first_token_only
+    student.save_pretrained(folder, state_dict=state)
 
 
 class Follower(FineTuner):

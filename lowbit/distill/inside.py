@@ -1,4 +1,4 @@
-"""What happens inside a BERT while it reads: embeddings, each layer's states, queries, keys and values, by forward hooks.
+"""What happens inside a BERT while it reads: embeddings, states, queries, keys and values of each layer, by hooks.
 
     scores[l] = q_l k_l^T / sqrt(d)          attention before the softmax, [batch, heads, seq, seq]
 
@@ -52,7 +52,7 @@ class Inside:
         return note
 
     def by_head(self, part: str, layer: int, heads: int = 0) -> torch.Tensor:
-        """Query, key or value of a layer in FP32 [batch, heads, seq, width / heads], cut into `heads` or the model's."""
+        """Query, key or value of a layer in FP32 [batch, heads, seq, width / heads]; `heads` or the model's own."""
         x = self.parts[part][layer].float()
         return x.reshape(*x.shape[:-1], heads or self.heads, -1).transpose(1, 2)
 

@@ -88,3 +88,13 @@ def read_losses(text: str) -> list[str]:
     for name in names:
         check(name in LOSSES, f"LOSSES names {name!r}; choose from {', '.join(LOSSES)}")
     return [name for name in LOSSES if name in names]
+
+
+def check_comparable(ours, theirs, losses: list[str], relation_heads: int) -> None:
+    """Raises UserError for losses that models of these two configurations cannot be compared by."""
+    check("attention" not in losses or ours.num_attention_heads == theirs.num_attention_heads,
+          f"LOSSES names attention, which compares head with head, but the student has {ours.num_attention_heads} and "
+          f"the teacher {theirs.num_attention_heads}: use relation instead")
+    check("relation" not in losses or not (ours.hidden_size % relation_heads or theirs.hidden_size % relation_heads),
+          f"RELATION_HEADS is {relation_heads}, which does not divide both widths, {ours.hidden_size} and "
+          f"{theirs.hidden_size}")

@@ -103,5 +103,6 @@ def refuse_other_teacher(run: str, task: str, name: str, folder: Path, teacher_s
     """Raises UserError for a student that followed another teacher than the one that lies there now."""
     followed = settings_of(folder, DISTIL)["TEACHER_SHA256"]
     check(followed in ("", teacher_sha256),
-          f"{shown(folder)} was distilled from another teacher (SHA-256 {followed[:12]}) than {shown(teacher_dir(run, task))} "
-          f"holds now ({teacher_sha256[:12]}): run `python {DISTIL} {flags_of(run, task, name)}` again")
+          f"{shown(folder)} was distilled from another teacher (SHA-256 {followed[:12]}) than "
+          f"{shown(teacher_dir(run, task))} holds now ({teacher_sha256[:12]}): "
+          f"run `python {DISTIL} {flags_of(run, task, name)}` again")

@@ -110,7 +110,8 @@ def trace(module: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...
           length: int = TRACED) -> None:
     """Write what torch's exporter makes of `module`, which takes inputs in the order of `names` and gives logits.
 
-    It is traced on two texts of `length` tokens; batch and sequence are dynamic. Beyond 2 GB it writes every weight to a file of its own.
+    It is traced on two texts of `length` tokens; batch and sequence are dynamic. Beyond 2 GB it writes every weight to
+    a file of its own.
     """
     inputs = [torch.from_numpy(value) for value in sample_inputs(vocab_size, 2, length, length // 4, 0, names).values()]
     axes = {0: "batch", 1: "sequence"}

@@ -31,6 +31,7 @@ from lowbit.distill.places import (
     refuse_other_teacher,
     trainer_of,
 )
+from lowbit.distill.shipping import ship
 from lowbit.measure.record import RESULTS as RESULTS_FILE
 from lowbit.pipeline.files import claim, resolve, run_dir, sha256, shown
 from lowbit.pipeline.manifest import is_made, stages_of
@@ -96,6 +97,15 @@ def candidates_of(task_name, out):
     return candidates
 
 
+def ship_students(task_name, results, task):
+    """Note in each student's folder which of its files is the one to deploy."""
+    for name, folder in models_of(RUN, task_name, MODELS).items():
+        if name != TEACHER:
+            file = ship(name, folder, results, STAGE, task)
+            print(f"  {name} ships {file}: python deploy/pack.py --run {folder.name}" if file else
+                  f"  {name} ships nothing: it has no low-bit file within {MAX_DROP:g} points of its own FP32")
+
+
 def experiment(task_name, settings):
     """Measure one task, unless it was measured before with these settings and files."""
     folder, out = data_folder(DATA_DIR, task_name), resolve(RESULTS) / task_name
@@ -114,8 +124,9 @@ def experiment(task_name, settings):
         data = {split: read_split(folder, split, task) for split in ("valid", "test")}
         print(f"  {describe('test', *data['test'], task)}")
         found = measure(candidates, Experiment(task_name, True, False), data, task, settings, out / UNFINISHED)
-        add_own(found)
+        add_own(found, data, out / UNFINISHED)
         whole = write_results(out, STAGE, given, found, read, UNFINISHED, replaced="ts_")
+        ship_students(task_name, whole, task)
     print(*table_lines(whole), sep="\n", flush=True)
 
 

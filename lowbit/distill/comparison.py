@@ -3,11 +3,15 @@
 A file is called <model>/<file>, such as ts_student_4x312/model_quant_2.onnx: so it lies in the results folder.
 """
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from lowbit.distill.places import ONNX, STUDENT, TEACHER
 from lowbit.measure.record import MEASURED, Metric, metrics, quality_metrics, task_of_results
+from lowbit.measure.score import compare, loss_interval, points_lost
 from lowbit.pipeline.files import atomic_folder, publish, sha256, shown
 from lowbit.pipeline.manifest import stages_of
 from lowbit.pipeline.settings import check
@@ -46,18 +50,33 @@ def refuse_other_run(folder: Path, stage: str, run: str) -> None:
                            f"or --run {measured}")
 
 
-def add_own(results: dict) -> None:
-    """Put into each record how it compares with the FP32 file of its own model, and the key `accuracy` of a number."""
-    (main,) = quality_metrics(task_of_results(results))[:1]
-    (wanted,) = metrics("accuracy") if task_of_results(results).labels else [main]
+def outputs_of(unfinished: Path, name: str, splits: tuple[str, ...]) -> np.ndarray:
+    """What measure() noted of a file's outputs, the splits behind each other."""
+    held = json.loads((unfinished / f"{name}.json").read_text(encoding="utf-8"))["value"]["outputs"]
+    return np.concatenate([np.array(held[split], np.float32) for split in splits])
+
+
+def add_own(results: dict, data: dict, unfinished: Path) -> None:
+    """Put into each record how it compares with the FP32 file of its own model, and the key `accuracy` of a number.
+
+    `points_lost` on test, `loss` with its interval over valid and test, `against_fp32` paired on test. `data` maps
+    split to (texts, answers); measure() has noted the outputs in the folder `unfinished`.
+    """
+    task, (valid, test) = task_of_results(results), (("valid", "test"), ("test",))
+    truth = np.concatenate([data[split][1] for split in valid])
     for name, record in results["files"].items():
         own = f"{name.split('/')[0]}/{ONNX}"
         base = results["files"][own]
         if record["status"] != MEASURED or base["status"] != MEASURED:
             continue
-        record[OWN] = {"file": own, "points_lost": wanted.value(base) - wanted.value(record),
-                       "compression": base["model_size"] / record["model_size"],
-                       "speedup": base["median_ms"] / record["median_ms"]}
+        (all_ours, all_base), (ours, theirs) = ([outputs_of(unfinished, file, splits) for file in (name, own)]
+                                                for splits in (valid, test))
+        record[OWN] = {
+            "file": own, "points_lost": points_lost(data["test"][1], ours, theirs, task),
+            "loss": {**loss_interval(truth, all_ours, all_base, task), "texts": len(truth)},
+            "against_fp32": compare(data["test"][1], ours, theirs, task),
+            "compression": base["model_size"] / record["model_size"],
+            "speedup": base["median_ms"] / record["median_ms"]}
         record.setdefault("accuracy", None)
 
 

@@ -97,7 +97,7 @@ def layer_picture(name: str, teacher: Path, student: Path, layer_map: list[int],
     unused = [str(number) for number in range(1, depth + 1) if number not in layer_map]
     followed = ", ".join(f"{m} follows {g}" for m, g in enumerate(layer_map, 1))
     caption = (f"{name}: what each token (row) attends to, mean over heads, on one test text. Layer {followed} of the "
-               f"teacher's {depth}" + (f"; its layers {', '.join(unused)} are followed by none." if unused else "."))
+               f"teacher's {depth}" + (f"; none follows its layer {', '.join(unused)}." if unused else "."))
     return (f"layers of {name}", caption,
             *(address(lambda: layer_figure(theirs, ours, tokens, layer_map), dark) for dark in (False, True)))
 

@@ -132,8 +132,18 @@ def test_a_task_from_files_to_table(task, trained, data, tmp_path):
         assert record["model_size"] == (out / name).stat().st_size / 1e6
         own = found["files"][f"{name.split('/')[0]}/model.onnx"]
         key = "pearson" if task == "STS-B" else "accuracy"
-        assert record["against_own_fp32"]["points_lost"] == pytest.approx(100 * (own[key] - record[key]))
+        lost = record["against_own_fp32"]
+        assert lost["points_lost"] == pytest.approx(100 * (own[key] - record[key]))
+        assert lost["loss"]["low"] <= lost["loss"]["points"] <= lost["loss"]["high"]
+        assert lost["compression"] == own["model_size"] / record["model_size"]
         assert f"  {name} " in said
+    student = run_folder(f"{flags[1]}-{task}-student_4x312")
+    ships = json.loads((student / "manifest.json").read_text()).get("ships")
+    assert ("ships model_dynamic.onnx" in said) == (ships is not None)
+    if ships:
+        stage("pack.py", "--run", student.name, "--dist", tmp_path, "--force", folder="deploy")
+        packed = next((tmp_path / student.name / "onnx").iterdir())
+        assert packed.read_bytes() == (student / "model_dynamic.onnx").read_bytes()
     main = {"CoLA": "Matthews, %", "MRPC": "F1, %", "STS-B": "Pearson, %"}.get(task, "accuracy, %")
     assert main in said
 

@@ -74,7 +74,7 @@ check: .venv/installed
 	$(PY) -m pytest -m "not stages"
 
 # everything
-test: .venv/installed .venv/openvino .venv/ray
+test: .venv/installed .venv/openvino .venv/ray .venv/tinybert
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest
@@ -100,3 +100,4 @@ test: .venv/installed .venv/openvino .venv/ray
 
 clean:
 	rm -rf .venv models/sample-int8 models/sample-learned models/sample-int4 models/sample-fp16 models/sample-fp32 results/sample
+	rm -rf models/tinybert-small-* results/tinybert-small data/glue-small

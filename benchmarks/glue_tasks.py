@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 from lowbit.data.task import read_task
+from lowbit.data.tsv import read_split
 from lowbit.distill.places import DISTIL, EXPORT, FINETUNE, MAKE, data_folder
 from lowbit.measure.record import RESULTS, quality_metrics, read_results_file
 from lowbit.pipeline.files import ROOT, resolve, shown, write_json, write_text
@@ -27,8 +28,10 @@ NAME = "glue"                   # of the runs, before the seed, and of the resul
 SEEDS = "1,2,3"                 # one teacher and one student of each task
 QAT = "int8_dynamic,int8_learned,int4"  # kinds that the first seed's student is distilled as too; empty: none
 TEACHER_EPOCHS = 3              # passes over train of a teacher
-TEACHER_RATE = 1e-4             # peak of its linear schedule
-NUM_EPOCHS = 6                  # passes over train of a student
+TEACHER_RATE = 5e-5             # peak of its linear schedule
+NUM_EPOCHS = 4                  # passes over train of a student
+FEW_ROWS = 20000                # rows of train below which a task is a small one
+FEW_TIMES = 3                   # times as many passes for small tasks; the best on valid is kept
 LEARNING_RATE = 2e-4            # peak of the linear schedule of a student
 AUGMENT = 0                     # copies of each text of train with words replaced
 STUDENT_SHAPE = "4,312,12,1200"  # layers, channels, heads, neurons
@@ -46,16 +49,16 @@ def stage(script: str, *flags) -> None:
     subprocess.run([sys.executable, ROOT / script, *map(str, flags)], check=True)
 
 
-def make(task: str, seed: int, encoder: str, whole: bool) -> None:
-    """Every model of a task and seed, exported and quantized."""
+def make(task: str, seed: int, encoder: str, times: int, whole: bool) -> None:
+    """Every model of a task and seed, exported and quantized; `times` as many epochs as the settings say."""
     run = ("--run", f"{NAME}-{seed}", "--task", task)
     data, seeded = (*run, "--data-dir", DATA_DIR), ("--seed", seed)
-    stage(FINETUNE, *data, *seeded, "--model-name", encoder, "--num-epochs", TEACHER_EPOCHS, "--learning-rate",
+    stage(FINETUNE, *data, *seeded, "--model-name", encoder, "--num-epochs", times * TEACHER_EPOCHS, "--learning-rate",
           TEACHER_RATE)
     sizes = zip(("--layers", "--hidden", "--heads", "--intermediate"), STUDENT_SHAPE.split(","), strict=True)
     stage(MAKE, *data, *seeded, "--student", "fp32", *(word.strip() for pair in sizes for word in pair))
-    stage(DISTIL, *data, *seeded, "--student", "fp32", "--num-epochs", NUM_EPOCHS, "--learning-rate", LEARNING_RATE,
-          "--augment", AUGMENT)
+    stage(DISTIL, *data, *seeded, "--student", "fp32", "--num-epochs", times * NUM_EPOCHS, "--learning-rate",
+          LEARNING_RATE, "--augment", AUGMENT)
     for kind in [kind.strip() for kind in QAT.split(",") if kind.strip()] if whole else []:
         epochs, rate = BY_QAT.get(kind, BY_QAT["int4"])
         stage(DISTIL, *data, *seeded, "--student", kind, "--from", "fp32", "--qat", kind, "--num-epochs", epochs,
@@ -76,7 +79,8 @@ def main(settings):
     for task in tasks:
         for seed in seeds:
             results = f"results/{NAME}-{seed}"
-            make(task, seed, encoder, seed == seeds[0])
+            times = FEW_TIMES if len(read_split(folders[task], "train", read_task(folders[task]))[0]) < FEW_ROWS else 1
+            make(task, seed, encoder, times, seed == seeds[0])
             given = ("--run", f"{NAME}-{seed}", "--tasks", task, "--data-dir", DATA_DIR, "--results", results)
             stage(MEASURE, *given, "--rounds", ROUNDS, "--runs", RUNS)
             stage(REPORT, *given)

@@ -29,6 +29,7 @@ from lowbit.distill.places import (
     made_by,
     models_of,
     refuse_other_teacher,
+    teacher_dir,
     trainer_of,
 )
 from lowbit.distill.shipping import ship
@@ -67,9 +68,9 @@ def tasks_of():
     """The tasks that TASKS names, or all that have a teacher of RUN."""
     if TASKS.strip():
         return [name.strip() for name in TASKS.split(",") if name.strip()]
-    run_dir(RUN)
-    found = [path.name.removeprefix(f"{RUN}-").removesuffix(f"-{TEACHER}")
-             for path in sorted(run_dir(RUN).parent.glob(f"{RUN}-*-{TEACHER}"))]
+    trained = [stages_of(path).get(FINETUNE) for path in sorted(run_dir(RUN).parent.glob(f"{RUN}-*-{TEACHER}"))]
+    found = [made["settings"]["TASK"] for made in trained
+             if made and made["settings"]["RUN"] == teacher_dir(RUN, made["settings"]["TASK"]).name]
     check(bool(found), f"there is no models/{RUN}-<TASK>-{TEACHER}: run `python {FINETUNE} --run {RUN}` first")
     return found
 

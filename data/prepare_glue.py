@@ -19,6 +19,7 @@ from lowbit.pipeline.stage import run_stage
 SOURCE_DIR = "data/glue_original"  # folder of GLUE's task folders
 OUT_DIR = "data/glue"           # folder of the data folders that are made
 TASKS = ""                      # CoLA, SST-2, MRPC, RTE, STS-B, with commas; "" = all that SOURCE_DIR holds
+TRAIN_ROWS = 0                  # drawn rows of GLUE's train that are used, valid's among them; 0 = all
 VALID_SHARE = 0.1               # share of train that becomes valid
 SEED = 42                       # of the draw
 OVERWRITE = False               # replace files of OUT_DIR that hold something else
@@ -54,12 +55,16 @@ def read_rows(path, columns: tuple, header: bool) -> list[str]:
 
 def main(settings):
     check(0 < VALID_SHARE < 1, f"VALID_SHARE is {VALID_SHARE}; it must be between 0 and 1")
+    check(TRAIN_ROWS == 0 or 2 / min(VALID_SHARE, 1 - VALID_SHARE) <= TRAIN_ROWS,
+          f"TRAIN_ROWS is {TRAIN_ROWS}; it must be 0, or leave at least 2 rows for train and for valid")
     source = resolve(SOURCE_DIR)
     known = [name for name in GLUE if (source / name).is_dir()]
     check(bool(known), f"SOURCE_DIR {shown(source)} holds none of {', '.join(GLUE)}: name the folder of GLUE's tasks")
     for name in chosen(TASKS, known, "TASKS"):
         task, columns, header = GLUE[name]
         train, test = (read_rows(source / name / f"{split}.tsv", columns, header) for split in ("train", "dev"))
+        if TRAIN_ROWS and len(train) > TRAIN_ROWS:
+            train = random.Random(SEED).sample(train, TRAIN_ROWS)
         drawn = set(random.Random(SEED).sample(range(len(train)), round(VALID_SHARE * len(train))))
         splits = {"train": [row for i, row in enumerate(train) if i not in drawn],
                   "valid": [row for i, row in enumerate(train) if i in drawn], "test": test}

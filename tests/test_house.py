@@ -25,7 +25,7 @@ STAGE_FOLDERS = ("int8_eager", "fp16_eager", "int4_eager", "ptq", "mixed", "xai"
 SCRIPTS = sorted(path for folder in STAGE_FOLDERS for path in (ROOT / folder).glob("*.py")
                  if re.search("^# ---- settings", path.read_text(encoding="utf-8"), re.MULTILINE))
 STAGES = [path for path in SCRIPTS if path.parent.name in (
-    "int8_eager", "fp16_eager", "int4_eager", "ptq", "mixed", "xai", "pretrain")]
+    "int8_eager", "fp16_eager", "int4_eager", "ptq", "mixed", "xai", "tinybert", "pretrain")]
 BY_NAME = {"ids": lambda path: path.relative_to(ROOT).as_posix()}
 COPIED = ("predict.py", "serve.py")
 

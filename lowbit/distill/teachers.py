@@ -17,14 +17,14 @@ BATCH_SIZE = 64  # texts
 
 
 @torch.inference_mode()
-def judged(run: Path, texts: list[Text]) -> tuple[np.ndarray, np.ndarray]:
+def judged(run: Path, texts: list[Text], weights: str = WEIGHTS) -> tuple[np.ndarray, np.ndarray]:
     """(logits [texts, labels], unit vectors [texts, width] of the first token) of a trained run, as float32 arrays.
 
     Computed in BF16 where the device has it: a label that this changes is one that the model is not sure of.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, reader = load_run(run), load_reader(run)
-    load_weights(model, run / WEIGHTS)
+    load_weights(model, run / weights)
     model.to(device)
     rows, dtype = reader.rows(texts), autocast_dtype()
     logits, vectors = [None] * len(rows), [None] * len(rows)

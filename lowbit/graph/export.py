@@ -23,6 +23,7 @@ OPSETS = (17, 20)
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights in one ONNX file: protobuf ends at 2 GiB, the graph takes some MB
 LONG_TEXT = 1024  # tokens: attention that looks only so far around itself looks like any other on short texts
 TOLERANCE = 1e-4  # largest logit difference to PyTorch that is accepted
+TRACED = 16  # tokens of the batch that is traced
 TRAINING_OPS = {"Dropout", "QuantizeLinear", "DequantizeLinear", "FakeQuantize"}
 
 
@@ -105,12 +106,14 @@ def join_shared_weights(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
 
 
-def trace(module: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...], vocab_size: int) -> None:
+def trace(module: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...], vocab_size: int,
+          length: int = TRACED) -> None:
     """Write what torch's exporter makes of `module`, which takes inputs in the order of `names` and gives logits.
 
-    Batch and sequence are dynamic. Beyond 2 GB it writes every weight to a file of its own.
+    It is traced on two texts of `length` tokens; batch and sequence are dynamic. Beyond 2 GB it writes every weight to
+    a file of its own.
     """
-    inputs = [torch.from_numpy(value) for value in sample_inputs(vocab_size, 2, 16, 4, 0, names).values()]
+    inputs = [torch.from_numpy(value) for value in sample_inputs(vocab_size, 2, length, length // 4, 0, names).values()]
     axes = {0: "batch", 1: "sequence"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TracerWarnings on shapes that largest_difference proves dynamic
@@ -121,10 +124,11 @@ def trace(module: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...
                           dynamic_axes={**dict.fromkeys(names, axes), "logits": {0: "batch"}})
 
 
-def export(model: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...] = INPUT_NAMES) -> None:
+def export(model: torch.nn.Module, path: Path, opset: int, names: tuple[str, ...] = INPUT_NAMES,
+           length: int = TRACED) -> None:
     """Trace `model` (in eval mode) to `path` with dynamic batch and sequence; raises on leftover training nodes."""
     with atomic_folder(path.parent) as aside:
-        trace(wrapper_of(model, names), aside / path.name, opset, names, model.config.vocab_size)
+        trace(wrapper_of(model, names), aside / path.name, opset, names, model.config.vocab_size, length)
         exported = onnx.load(aside / path.name)
     join_shared_weights(exported.graph)
     simplify(exported)
@@ -143,11 +147,11 @@ def check_opset(opset: int) -> None:
                         f"{OPSETS[1]} the highest that torch's exporter writes")
 
 
-def export_checked(run: Path, weights: str, path: Path, opset: int) -> None:
+def export_checked(run: Path, weights: str, path: Path, opset: int, length: int = TRACED) -> None:
     """Export the model in folder `run` to `path`; raises RuntimeError unless it agrees with PyTorch."""
     model = load_run(run)
     load_weights(model, run / weights)
-    export(model, path, opset, load_reader(run).inputs)
+    export(model, path, opset, load_reader(run).inputs, length)
     worst = largest_difference(model, path)
     if not worst <= TOLERANCE:
         raise RuntimeError(f"the exported graph differs from PyTorch by {worst:.2e}, more than {TOLERANCE:.0e}")

@@ -102,9 +102,9 @@ class Session:
         result[order] = stacked
         return result
 
-    def milliseconds(self, inputs: list[dict]) -> list[float]:
-        """Time of each batch in ms, after WARMUP uncounted ones."""
-        return self._ask("time", inputs, WARMUP)[1]
+    def milliseconds(self, inputs: list[dict], warmup: int = WARMUP) -> list[float]:
+        """Time of each batch in ms, after `warmup` uncounted ones."""
+        return self._ask("time", inputs, warmup)[1]
 
     def peak_memory_mb(self) -> float:
         """Largest resident memory of the process so far."""
@@ -134,17 +134,17 @@ def full_batches(rows: list[Row], pad_id: int, batch_size: int, length: int) -> 
 
 
 def take_turns(files: dict[str, tuple[Path, str]], timed: dict[str, list[dict]], provider: str,
-               threads: int) -> dict[str, dict]:
+               threads: int, warmup: int = WARMUP) -> dict[str, dict]:
     """One turn of each (file, runtime), in a process of its own.
 
-    Name -> {"ms": key of `timed` -> ms of each batch, WARMUP uncounted ones aside, "peak_memory_mb", "load_ms"}, or
+    Name -> {"ms": key of `timed` -> ms of each batch, `warmup` uncounted ones aside, "peak_memory_mb", "load_ms"}, or
     {"error"} of a file that cannot run.
     """
     turns = {}
     for name, (path, runtime) in files.items():
         try:
             with Session(path, provider, threads, runtime) as session:
-                turns[name] = {"ms": {key: session.milliseconds(inputs) for key, inputs in timed.items()},
+                turns[name] = {"ms": {key: session.milliseconds(inputs, warmup) for key, inputs in timed.items()},
                                "peak_memory_mb": session.peak_memory_mb(), "load_ms": session.load_ms()}
         except RuntimeError as error:
             turns[name] = {"error": str(error)}

@@ -67,12 +67,12 @@ def ask_child(request: dict) -> dict:
 
 
 def make_files(folder: Path, stage: str, recipes: dict[str, dict], s: dict, train: Path,
-               texts: list[Text]) -> list[Candidate]:
+               texts: list[Text], source_name: str = SOURCE) -> list[Candidate]:
     """A candidate for each recipe: its file made from the run's FP32 graph, or kept where it is made already.
 
     Recipes that name a calibration calibrate on CALIBRATION_TEXTS of `texts`, the texts of the file `train`.
     """
-    source = folder / SOURCE
+    source = folder / source_name
     options = {name: s[name] for name in MAKING} | {"MADE_BY": sha256(Path(methods.__file__))}
     reader = load_reader(folder)
     claim(folder)

@@ -81,7 +81,7 @@ def measure(candidates: list[Candidate], experiment: Experiment, data: dict, tas
     if base.reason:
         raise RuntimeError(f"the FP32 file could not be measured: {base.reason}")
     shape = shape_of(s)
-    protocol = {name: s[name] for name in MEASURING} | {"WARMUP": WARMUP, "SHAPES": [shape]}
+    protocol = {"WARMUP": WARMUP} | {name: s[name] for name in measuring(s)} | {"SHAPES": [shape]}
     outputs = {method: {split: np.array(values, np.float32) for split, values in held["outputs"].items()}
                for method, held in scored.items() if held}
     records: dict[str, dict] = {}
@@ -106,9 +106,14 @@ def shape_of(s: dict) -> str:
     return f"{s['BATCH_SIZE']}x{s['TOKENS']}"
 
 
+def measuring(s: dict) -> list[str]:
+    """The settings that figures depend on; WARMUP is one where the stage has it."""
+    return [*MEASURING, *(["WARMUP"] if "WARMUP" in s else [])]
+
+
 def fingerprints(candidates: list[Candidate], data: dict, s: dict) -> dict[str, str]:
     """Method -> digest of what its figures depend on: file, cleaning, tokenizer, data, protocol, versions, machine."""
-    context = {name: s[name] for name in MEASURING}, versions(), machine(), data
+    context = {name: s[name] for name in measuring(s)}, versions(), machine(), data
     return {candidate.method: digest(context, *(sha256(path) for path in (
         candidate.path, *(candidate.folder / name for name in (PREPROCESSING, *TOKENIZER_FILES)))))
         for candidate in candidates if candidate.path}
@@ -150,7 +155,7 @@ def time_all(candidates: list[Candidate], marks: dict, s: dict, unfinished: Path
             first = (number - 1) * len(candidates) // s["ROUNDS"]  # no file is early, or late, in every round
             order = candidates[first:] + candidates[:first]
             turns = take_turns({candidate.method: (candidate.path, "onnxruntime") for candidate in order},
-                               {shape_of(s): inputs}, s["PROVIDER"], s["THREADS"])
+                               {shape_of(s): inputs}, s["PROVIDER"], s["THREADS"], s.get("WARMUP", WARMUP))
             if not any("error" in turn for turn in turns.values()):
                 write_json(path, {"fingerprint": fingerprint, "value": turns})
             print(f"  round {number} of {s['ROUNDS']}: {len(candidates)} files timed in turns, "

@@ -4,6 +4,7 @@ The quantizers and calibrators are ONNX Runtime's; what is ours is that calibrat
 """
 
 import contextlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from lowbit.pipeline.files import external_data
 PRODUCTS, TABLES = ["MatMul", "Gemm"], ["Gather"]
 CALIBRATORS = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy,
                "percentile": CalibrationMethod.Percentile}
+ROWS = "rows"  # the calibration of a recipe that calls ONNX Runtime's calibrator itself: the texts' token rows
 INT4_INPUT = 4  # accuracy_level: MatMulNBits quantizes its input to int8 and multiplies integers
 
 
@@ -59,6 +61,9 @@ def calibrate_ranges(source: Path, target: Path, calibration: str, rows: list[Ro
     ONNX Runtime's calibrator keeps all activations of what one call gives it, and takes one length only; called once a
     text it merges ranges and histograms instead. The longest text comes first: its reach sets the width of the bins.
     """
+    if calibration == ROWS:
+        target.write_text(json.dumps(rows), encoding="utf-8")
+        return
     if calibration == "gptq":
         from lowbit.ptq.per_channel import second_moments
 
@@ -116,6 +121,26 @@ def _static(source, target, recipe, ranges, options):
                     calibration_cache_path=ranges, use_external_data_format=external_data(source).exists())
 
 
+class _Padded(CalibrationDataReader):
+    """Texts one at a time, all padded to one length."""
+
+    def __init__(self, rows: list[Row], length: int):
+        self.left = [pad([row], 0, length) for row in reversed(rows)]
+
+    def get_next(self):
+        return self.left.pop() if self.left else None
+
+
+def _every_operator(source, target, recipe, rows, options):
+    """quantize_static() as it is usually called: every operator that it knows, texts padded to one length."""
+    read = json.loads(rows.read_text(encoding="utf-8"))
+    quantize_static(source, target, _Padded(read, recipe["length"]),
+                    quant_format=QuantFormat.QDQ if recipe["form"] == "qdq" else QuantFormat.QOperator,
+                    activation_type=QuantType.QInt8 if recipe["activations"] == "s8" else QuantType.QUInt8,
+                    weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
+                    use_external_data_format=external_data(source).exists())
+
+
 def _int4(source, target, recipe, ranges, options):
     if recipe["algorithm"] == "hqq":
         if recipe["symmetric"]:
@@ -142,7 +167,8 @@ def _per_channel(source, target, recipe, moments, options):
     quantize_per_channel(source, target, recipe["bits"], 4.0 if options["QUANTIZE_EMBEDDINGS"] else 8.0, moments)
 
 
-RECIPES = {"per_channel": _per_channel, "fp16": _fp16, "dynamic": _dynamic, "static": _static, "int4": _int4}
+RECIPES = {"per_channel": _per_channel, "fp16": _fp16, "dynamic": _dynamic, "static": _static,
+           "every_operator": _every_operator, "int4": _int4}
 
 
 def check_runs(path: Path) -> None:

@@ -13,7 +13,8 @@ from lowbit.ptq.results import verdict
 KINDS = (("fp32", "FP32", "#8a94a6"), ("fp16", "FP16", "#8957e5"), ("int8_dynamic", "INT8 dynamic", "#1f6feb"),
          ("int8_static", "INT8 static", "#2da44e"), ("int4_per_channel", "4 and 2 bits, per channel", "#bf3989"),
          ("int2_per_channel", "4 and 2 bits, per channel", "#bf3989"), ("int4", "INT4 weights", "#d97706"),
-         ("qat", "QAT", "#cf222e"), ("mixed", "mixed precision", "#9a6700"))
+         ("qat", "QAT", "#cf222e"), ("mixed", "mixed precision", "#9a6700"), ("ts_teacher", "teacher", "#8a94a6"),
+         ("ts_student", "students", "#1f6feb"))
 OTHER = ("other", "#0f766e")
 LABEL_COLOURS = ("#2da44e", "#8a94a6", "#cf222e", "#8957e5", "#d97706", "#1f6feb", "#0f766e")
 INK = {False: "#1f2328", True: "#e6edf3"}

@@ -1,0 +1,131 @@
+"""The page of one task: the matrix's own HTML, filled with teacher and students, and what each layer follows, pictured.
+"""
+
+import base64
+import io
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from lowbit.data.tokens import load_reader, pad
+from lowbit.data.tsv import Text
+from lowbit.distill.comparison import columns
+from lowbit.distill.follow import load_trained
+from lowbit.measure.record import COULD_NOT_RUN, measured_files, metrics, task_of_results
+from lowbit.pipeline.files import ROOT
+from lowbit.pipeline.machine import integer_advice
+from lowbit.ptq.advice import recommend, target_rows
+from lowbit.ptq.plots import draw, plots_of, style
+from lowbit.ptq.results import verdict
+
+TEMPLATES = ROOT / "ptq"  # of report.html.jinja
+CAPTIONS = {
+    "accuracy_size": "Quality on test against the size of the file; the line joins the files that no smaller one "
+                     "beats. FP32 is the teacher's.",
+    "accuracy_latency": "Quality on test against median latency; the line joins the files that no faster one beats.",
+    "latency_distributions": "Every measured run of every file.",
+    "f1_per_class": "F1 of each label; the dotted lines are the FP32 teacher's.",
+    "confusion_matrices": "Test labels: rows are true, columns predicted.",
+    "predictions": "True and predicted number of each test text.",
+}
+DETAILS = ("mean_ms", "std_ms", "min_ms", "median_ms", "p95_ms", "max_ms", "eval_loss", "ece", "mean_absolute_error")
+DEPENDENCE = ("batch_dependence.flips", "batch_dependence.texts", "batch_dependence.max_logit_difference")
+MOST_TOKENS = 24  # of the text whose attention is drawn
+
+
+@torch.inference_mode()
+def attention_of(folder: Path, weights_every_token: bool, text: Text) -> tuple[list[np.ndarray], list[str]]:
+    """(attention of each layer after the softmax, mean over heads [seq, seq]; the tokens) of a model for one text."""
+    reader = load_reader(folder)
+    model = load_trained(folder, weights_every_token)
+    model.set_attn_implementation("eager")  # the one that tells its probabilities
+    (row,) = reader.rows([text])
+    given = {name: torch.from_numpy(value) for name, value in pad([row], reader.pad_id).items()}
+    seen = model(**given, output_attentions=True).attentions
+    return ([layer[0].mean(0).numpy() for layer in seen], reader.tokenizer.convert_ids_to_tokens(row["input_ids"]))
+
+
+def shortest(texts: list[Text], reader) -> Text:
+    """The first text of at most MOST_TOKENS tokens and at least half as many; without one, the shortest."""
+    lengths = [len(row["input_ids"]) for row in reader.rows(texts)]
+    fitting = [i for i, length in enumerate(lengths) if MOST_TOKENS // 2 <= length <= MOST_TOKENS]
+    return texts[fitting[0] if fitting else int(np.argmin(lengths))]
+
+
+def layer_figure(teacher: list[np.ndarray], student: list[np.ndarray], tokens: list[str],
+                 layer_map: list[int]) -> Figure:
+    """Each layer of the student below the one that it follows; layers that none follows are named in grey."""
+    figure = Figure(figsize=(1.9 * len(layer_map) + 1, 4.9), layout="constrained")
+    axes = figure.subplots(2, len(layer_map), squeeze=False)
+    for column, number in enumerate(layer_map):
+        for row, (layers, place, who) in enumerate(((teacher, number - 1, "teacher"), (student, column, "student"))):
+            axis = axes[row][column]
+            axis.imshow(layers[place], cmap="Blues", vmin=0, aspect="equal", interpolation="nearest")
+            axis.set_title(f"{who}, layer {place + 1}", fontsize=8)
+            axis.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=4.5)
+            axis.set_yticks(range(len(tokens)), tokens if column == 0 else [""] * len(tokens), fontsize=4.5)
+            axis.tick_params(length=0)
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+    return figure
+
+
+def address(figure_of, dark: bool) -> str:
+    """A figure, made in the page's colours, as the address of an inlined SVG."""
+    drawn = io.BytesIO()
+    with matplotlib.rc_context(style(dark)):
+        figure_of().savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+
+
+def plot_address(name: str, results: dict, dark: bool) -> str:
+    """One of the matrix's pictures, likewise."""
+    drawn = io.BytesIO()
+    draw(name, results, drawn, "svg", dark)
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+
+
+def layer_picture(name: str, teacher: Path, student: Path, layer_map: list[int], text: Text) -> tuple:
+    """What the page shows of one student: (name, caption, light, dark)."""
+    theirs, tokens = attention_of(teacher, True, text)
+    ours, _ = attention_of(student, True, text)
+    depth = len(theirs)
+    unused = [str(number) for number in range(1, depth + 1) if number not in layer_map]
+    followed = ", ".join(f"{m} follows {g}" for m, g in enumerate(layer_map, 1))
+    caption = (f"{name}: what each token (row) attends to, mean over heads, on one test text. Layer {followed} of the "
+               f"teacher's {depth}" + (f"; none follows its layer {', '.join(unused)}." if unused else "."))
+    return (f"layers of {name}", caption,
+            *(address(lambda: layer_figure(theirs, ours, tokens, layer_map), dark) for dark in (False, True)))
+
+
+def section(results: dict, stages: dict, pictures: list[tuple]) -> dict:
+    """What the template shows of one task."""
+    measured = measured_files(results)
+    base = next(iter(measured.values()))
+    method, why = recommend(results)
+    return {
+        "name": results["experiment"]["name"], "results": results, "rows": measured, "base": base, "trained": True,
+        "task": task_of_results(results), "columns": columns(results),
+        "details": [metric for metric in metrics(*DETAILS) if metric.value(base) is not None],
+        "dependence": [metric for metric in metrics(*DEPENDENCE) if metric.value(base) is not None],
+        "verdicts": {row: verdict(row, results) for row in measured},
+        "missing": {row: found["reason"] for row, found in results["files"].items()
+                    if found["status"] == COULD_NOT_RUN},
+        "method": method, "why": why, "best": measured[method], "targets": target_rows(results, method),
+        "pictures": [*pictures, *((plot, CAPTIONS[plot], plot_address(plot, results, False),
+                                   plot_address(plot, results, True)) for plot in plots_of(results))],
+        "stages": sorted((made for made in stages.values() if "results.json" in made["writes"]),
+                         key=lambda made: made["finished"])}
+
+
+def page(title: str, part: dict) -> str:
+    """The HTML of one section."""
+    template = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+                           trim_blocks=True, lstrip_blocks=True).get_template("report.html.jinja")
+    results = part["results"]
+    return template.render(title=title, sections=[part], machine=results["machine"],
+                           advice=integer_advice(results["machine"]), versions=results["versions"])

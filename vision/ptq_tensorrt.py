@@ -16,7 +16,7 @@ from lowbit.vision.export import INPUT, check_stored, export
 from lowbit.vision.placement import place_pairs
 from lowbit.vision.preprocessing import read_preprocessing
 from lowbit.vision.run import FP32, PTQ, TRAIN, Variant, data_files, folded_network, low_bit_name, write_variant
-from lowbit.vision.simulation import WEIGHT_BITS
+from lowbit.vision.simulation import WEIGHT_BITS as KNOWN_WEIGHT_BITS
 from lowbit.vision.trt_rules import ERROR, finding_lines
 from lowbit.vision.trt_rules import check as check_rules
 
@@ -25,8 +25,8 @@ RUN = "vision"                  # folder under models/ shared by the stages
 DATA_DIR = "data/pictures"      # folder that the calibration pictures were drawn from
 METHOD = "minmax"               # calibration: minmax, entropy, percentile; several with commas
 TARGET = "tensorrt"             # tensorrt, openvino (int8), onnxruntime (uint8); several with commas
-WEIGHT_BITS_USED = 8            # bits of a weight, 8 or 4; 4 are stored as INT8 of 15 levels
-PICTURES = 0                    # calibration pictures that are used; 0 = all that were drawn
+WEIGHT_BITS = 8                 # bits of a weight, 8 or 4; 4 are stored as INT8 of 15 levels
+CALIBRATION_PICTURES = 0        # calibration pictures that are used; 0 = all that were drawn
 # --------------------------------------------------------------------------------------------------
 
 
@@ -39,11 +39,11 @@ def trtexec(path, size):
 
 def make(scratch, folder, folded, batches, method, target, pictures, size):
     """Write one quantized network; returns its variant."""
-    placed = place_pairs(folded, target, WEIGHT_BITS_USED)
+    placed = place_pairs(folded, target, WEIGHT_BITS)
     refused = calibrate(placed, batches, method)
     print(*calibration_lines(placed, method, refused, pictures), sep="\n")
-    name = low_bit_name(f"ptq_{method}", target, WEIGHT_BITS_USED)
-    variant = Variant(name, PTQ, target, WEIGHT_BITS_USED, ())
+    name = low_bit_name(f"ptq_{method}", target, WEIGHT_BITS)
+    variant = Variant(name, PTQ, target, WEIGHT_BITS, ())
     write_variant(scratch, placed, variant, method=method, guard=refused)
     export(placed, scratch / variant.file, size)
     print(f"  {check_stored(placed, scratch / variant.file)} integers, scales and biases of {variant.file} equal the "
@@ -58,15 +58,15 @@ def make(scratch, folder, folded, batches, method, target, pictures, size):
 
 def main(settings):
     methods, targets = chosen(METHOD, METHODS, "METHOD"), chosen(TARGET, TARGETS, "TARGET")
-    check(WEIGHT_BITS_USED in WEIGHT_BITS, f"WEIGHT_BITS_USED is {WEIGHT_BITS_USED}; choose 8 or 4")
-    check(PICTURES >= 0, f"PICTURES is {PICTURES}; it must not be below 0")
+    check(WEIGHT_BITS in KNOWN_WEIGHT_BITS, f"WEIGHT_BITS is {WEIGHT_BITS}; choose 8 or 4")
+    check(CALIBRATION_PICTURES >= 0, f"CALIBRATION_PICTURES is {CALIBRATION_PICTURES}; it must not be below 0")
     check(not {"tensorrt", "openvino"} <= set(targets), "TARGET names tensorrt and openvino, which are the same file")
     folder, data_dir = run_dir(RUN), resolve(DATA_DIR)
     claim(folder)
     read = data_files(folder) + recorded(folder, TRAIN, f"model_{FP32}.pth", f"model_{FP32}.onnx")
     preprocessing = read_preprocessing(folder)
     folded = folded_network(folder, folder / f"model_{FP32}.pth")
-    crops = calibration_crops(folder, data_dir, PICTURES)
+    crops = calibration_crops(folder, data_dir, CALIBRATION_PICTURES)
     made = {}
     for target in targets:
         for method in methods:
@@ -74,8 +74,7 @@ def main(settings):
                 variant = make(scratch, folder, folded, batches_of(crops, preprocessing), method, target, len(crops),
                                preprocessing.size)
                 names = publish(scratch)
-            stage = f"{PTQ} --method {method} --target {target}" + (
-                f" --weight-bits-used {WEIGHT_BITS_USED}" if WEIGHT_BITS_USED != WEIGHT_BITS[0] else "")
+            stage = f"{PTQ} --method {method} --target {target} --weight-bits {WEIGHT_BITS}"
             record(folder, stage, settings, read, names)
             made[variant] = folder / variant.file
             size, before = file_bytes(folder / variant.file), file_bytes(folder / f"model_{FP32}.onnx")

@@ -21,7 +21,7 @@ from lowbit.vision.networks import build, check_size, load_published, settle_sta
 from lowbit.vision.placement import fold, place_pairs
 from lowbit.vision.preprocessing import read_preprocessing
 from lowbit.vision.run import CONTROL, FP32, TRAIN, Variant, data_files, low_bit_name, write_variant
-from lowbit.vision.simulation import WEIGHT_BITS
+from lowbit.vision.simulation import WEIGHT_BITS as KNOWN_WEIGHT_BITS
 from lowbit.vision.train import accuracy_of, train
 from lowbit.vision.trt_rules import check as check_rules
 from lowbit.vision.trt_rules import finding_lines
@@ -37,7 +37,7 @@ QAT = True                      # train with INT8 simulated, and the control; --
 QAT_EPOCHS = 3                  # passes over train with INT8 simulated, and as many of the FP32 control
 QAT_RATE = 2e-4                 # peak learning rate of both (Adam)
 TARGET = "tensorrt"             # tensorrt or openvino (int8), onnxruntime (uint8): what QAT simulates
-WEIGHT_BITS_USED = 8            # bits of a weight, 8 or 4; 4 are stored as INT8 of 15 levels
+WEIGHT_BITS = 8                 # bits of a weight, 8 or 4; 4 are stored as INT8 of 15 levels
 METHOD = "minmax"               # calibration that QAT's scales start from: minmax, entropy or percentile
 WEIGHT_DECAY = 1e-4             # AdamW, on matrices only
 BATCH_SIZE = 64                 # pictures a step
@@ -49,7 +49,7 @@ SKIP_BAD = False                # leave out pictures that cannot be used instead
 def check_settings():
     check(TARGET in TARGETS, f"TARGET is {TARGET!r}; choose {', '.join(TARGETS)}")
     check(METHOD in METHODS, f"METHOD is {METHOD!r}; choose {', '.join(METHODS)}")
-    check(WEIGHT_BITS_USED in WEIGHT_BITS, f"WEIGHT_BITS_USED is {WEIGHT_BITS_USED}; choose 8 or 4")
+    check(WEIGHT_BITS in KNOWN_WEIGHT_BITS, f"WEIGHT_BITS is {WEIGHT_BITS}; choose 8 or 4")
     for name, value in (("FP32_EPOCHS", FP32_EPOCHS), ("QAT_EPOCHS", QAT_EPOCHS), ("WEIGHT_DECAY", WEIGHT_DECAY)):
         check(value >= 0, f"{name} is {value}; it must not be below 0")
     for name, value in (("FP32_RATE", FP32_RATE), ("QAT_RATE", QAT_RATE), ("BATCH_SIZE", BATCH_SIZE)):
@@ -91,10 +91,10 @@ def main(settings):
         histories[CONTROL] = train(control, data, preprocessing, recipe(QAT_EPOCHS, QAT_RATE), CONTROL, folder)
         made.append((Variant(CONTROL, TRAIN, "", 32, ()), control, control))
         crops = calibration_crops(folder, data_dir, 0)
-        placed = place_pairs(folded, TARGET, WEIGHT_BITS_USED)
+        placed = place_pairs(folded, TARGET, WEIGHT_BITS)
         refused = calibrate(placed, batches_of(crops, preprocessing), METHOD)
         print(*calibration_lines(placed, METHOD, refused, len(crops)), sep="\n")
-        variant = Variant(low_bit_name("qat", TARGET, WEIGHT_BITS_USED), TRAIN, TARGET, WEIGHT_BITS_USED, ())
+        variant = Variant(low_bit_name("qat", TARGET, WEIGHT_BITS), TRAIN, TARGET, WEIGHT_BITS, ())
         histories[variant.name] = train(placed, data, preprocessing, recipe(QAT_EPOCHS, QAT_RATE), variant.name, folder)
         made.append((variant, placed, placed))
     with atomic_folder(folder) as scratch:

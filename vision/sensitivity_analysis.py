@@ -17,7 +17,7 @@ from lowbit.vision.sensitivity import Judge, measure_layers
 RUN = "vision"                  # folder under models/ shared by the stages
 DATA_DIR = "data/pictures"      # folder of valid/
 FILE = "ptq_minmax_int8"        # the quantized network whose scales are used
-PICTURES = 0                    # validation pictures that are asked; 0 = all
+VALID_PICTURES = 0              # validation pictures that are asked; 0 = all
 SKIP_BAD = False                # leave out pictures that cannot be used instead of refusing them all
 # --------------------------------------------------------------------------------------------------
 
@@ -31,7 +31,7 @@ def say(place, count, name, lost):
 
 
 def main(settings):
-    check(PICTURES >= 0, f"PICTURES is {PICTURES}; it must not be below 0")
+    check(VALID_PICTURES >= 0, f"VALID_PICTURES is {VALID_PICTURES}; it must not be below 0")
     folder = run_dir(RUN)
     claim(folder)
     made = {variant.name: variant for variant in variants(folder)}
@@ -41,13 +41,14 @@ def main(settings):
     read = data_files(folder) + recorded(folder, TRAIN, f"model_{FP32}.pth") + recorded(
         folder, variant.stage, variant.weights)
     crops, labels = read_splits(folder, resolve(DATA_DIR), ("valid",), SKIP_BAD)["valid"]
-    step = max(1, len(crops) // PICTURES) if PICTURES else 1
+    step = max(1, len(crops) // VALID_PICTURES) if VALID_PICTURES else 1
     folded = folded_network(folder, folder / f"model_{FP32}.pth")
     judge = Judge(folded, (crops[::step], labels[::step]), read_preprocessing(folder))
     found = measure_layers(judge, load(folder, variant), variant, say)
     order = sorted(found, key=lambda name: -found[name]["divergence"])
     with atomic_folder(folder) as scratch:
-        write_json(scratch / SENSITIVITY, {"file": FILE, "pictures": len(judge.split[0]), "order": order, "layers": found})
+        write_json(scratch / SENSITIVITY, {"file": FILE, "pictures": len(judge.split[0]), "order": order,
+                                           "layers": found})
         names = publish(scratch)
     record(folder, STAGE, settings, read, names)
     print(f"  most sensitive first: {', '.join(order[:5])}{' …' * (len(order) > 5)}")

@@ -139,7 +139,7 @@ def calibration_lines(model: fx.GraphModule, method: str, refused: dict[str, dic
     lines = [f"  {len(pairs_of(model))} scales by {method} on {pictures} pictures"]
     if refused:
         worst = max(refused, key=lambda name: refused[name]["error"])
-        lines.append(f"  guard: {len(refused)} of them keep minmax, as {method} would cost more than {GUARD:g} times its "
-                     f"squared error: {', '.join(list(refused)[:5])}{' …' * (len(refused) > 5)} (at most "
+        lines.append(f"  guard: {len(refused)} of them keep minmax, as {method} would cost more than {GUARD:g} times "
+                     f"its squared error: {', '.join(list(refused)[:5])}{' …' * (len(refused) > 5)} (at most "
                      f"{refused[worst]['error']:.0f} times, {worst})")
     return lines

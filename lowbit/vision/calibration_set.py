@@ -76,8 +76,8 @@ def read_calibration(path: Path, data_dir: Path, preprocessing: Preprocessing) -
     for entry in random.Random(0).sample(held["pictures"], len(held["pictures"])):
         file = data_dir / entry["file"]
         if not file.is_file():
-            raise UserError(f"{shown(file)}, a picture of {shown(path)}, is not there: name its folder with --data-dir, "
-                            f"or {again}")
+            raise UserError(f"{shown(file)}, a picture of {shown(path)}, is not there: name its folder with "
+                            f"--data-dir, or {again}")
         try:
             pixels = decode(file)
         except BadPicture as error:

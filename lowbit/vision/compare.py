@@ -93,8 +93,8 @@ def markdown(found: Runs, entries: list[dict]) -> str:
     if entries:
         lines += ["## over seeds", "", "| file | runtime | seeds | accuracy, % | below FP32 | below the control |",
                   "|---|---|---|---|---|---|"]
-        lines += [f"| {entry['file']} | {entry['runtime']} | {len(entry['runs'])} | {spread(entry['accuracy'], '{:.2f}')} | "
-                  f"{spread(entry['lost'], '{:+.2f}')} | "
+        lines += [f"| {entry['file']} | {entry['runtime']} | {len(entry['runs'])} | "
+                  f"{spread(entry['accuracy'], '{:.2f}')} | {spread(entry['lost'], '{:+.2f}')} | "
                   f"{spread(entry['control'], '{:+.2f}') if entry['control'] else '-'} |" for entry in entries]
         lines.append("")
     return "\n".join(lines)

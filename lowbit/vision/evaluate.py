@@ -64,8 +64,8 @@ def evaluate(run: Path, runtime: str, chosen: list[Variant], data: dict[str, Spl
     for name, path in files.items():
         with Session(path, PROVIDER, s["THREADS"], runtime) as session:
             outputs[name] = {split: file_outputs(session, crops, preprocessing) for split, (crops, _) in data.items()}
-    print(f"  {runtime}: {len(data['test'][1])} test pictures scored; measuring speed over {s['ROUNDS']} rounds, in turns",
-          flush=True)
+    print(f"  {runtime}: {len(data['test'][1])} test pictures scored; measuring speed over {s['ROUNDS']} rounds, in "
+          "turns", flush=True)
     turns, shapes = measured_speed(files, runtime, preprocessing, s)
     answers = {split: (None, labels) for split, (_, labels) in data.items()}
     records = {}
@@ -76,8 +76,8 @@ def evaluate(run: Path, runtime: str, chosen: list[Variant], data: dict[str, Spl
         records[name] |= of_pictures(run, variant, outputs, data, task, runtime, preprocessing)
     protocol = {name: s[name] for name in ("THREADS", "BATCH_SIZE", "ROUNDS", "RUNS")}
     protocol |= {"PROVIDER": PROVIDER, "RUNTIME": runtime, "WARMUP": WARMUP, "SHAPES": shapes}
-    return {"format": FORMAT, "task": task.as_json(), "protocol": protocol, "machine": machine(), "versions": versions(),
-            "settings": s, "files": records, "empty_after_cleaning": {}}, outputs
+    return {"format": FORMAT, "task": task.as_json(), "protocol": protocol, "machine": machine(),
+            "versions": versions(), "settings": s, "files": records, "empty_after_cleaning": {}}, outputs
 
 
 def of_pictures(run: Path, variant: Variant, outputs: dict, data: dict[str, Split], task: Task, runtime: str,
@@ -86,7 +86,7 @@ def of_pictures(run: Path, variant: Variant, outputs: dict, data: dict[str, Spli
     path, ours, truth = run / variant.file, outputs[variant.name], data["test"][1]
     simulation = load(run, variant)
     simulated = np.concatenate([outputs_of(simulation, data[split][0], preprocessing) for split in ours])
-    found = {"census": openvino_layer_census(path) if runtime == OPENVINO else layer_census(path),
+    found: dict = {"census": openvino_layer_census(path) if runtime == OPENVINO else layer_census(path),
              "all_against_simulation": difference(np.concatenate(list(ours.values())), simulated, task)}
     if len(task.labels) > TOP:
         found["top5"] = top_share(truth, ours["test"])

@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import fx
 
 from lowbit.vision.placement import layers_of, pairs_of
+from lowbit.vision.simulation import FoldedLayer, Pair
 
 INPUT, OUTPUT = "pixels", "logits"
 OPSET = 17
@@ -97,7 +98,8 @@ def stored_tensors(path: Path) -> dict[str, np.ndarray]:
 
 def simulated_tensors(model: fx.GraphModule) -> dict[str, np.ndarray]:
     """The same of the simulation."""
-    modules = {**layers_of(model), **{f"pairs.{name}": pair for name, pair in pairs_of(model).items()}}
+    modules: dict[str, FoldedLayer | Pair] = dict(layers_of(model))
+    modules |= {f"pairs.{name}": pair for name, pair in pairs_of(model).items()}
     return {f"{name}.{part}": tensor.numpy() for name, module in modules.items()
             for part, tensor in module.stored().items()}
 

@@ -14,9 +14,9 @@ TORCHVISION = ("resnet50", "vgg16", "efficientnet_b0")
 LITE = "efficientnet_lite0"
 MODELS = (*TORCHVISION, "resnet20", LITE)
 NO_WEIGHTS, DEFAULT = "none", "default"
-HEADS = {"resnet50": "fc", "vgg16": "classifier.6", "efficientnet_b0": "classifier.1", "resnet20": "linear", LITE: "_fc"}
+HEADS = {"resnet50": "fc", "vgg16": "classifier.6", "efficientnet_b0": "classifier.1", "resnet20": "linear",
+         LITE: "_fc"}
 LEAST_SIDE = {"vgg16": 224}  # its pooling to 7 x 7 has no ONNX form for other sizes
-IMAGENET = 1000  # classes of published weights
 
 
 def build(name: str, classes: int) -> nn.Module:
@@ -111,9 +111,10 @@ def load_published(model: nn.Module, name: str, weights: str) -> str:
     head = {key for key in wanted if key.startswith(f"{HEADS[name]}.")}
     other_head = any(key in state and state[key].shape != wanted[key].shape for key in head)
     state = {key: tensor for key, tensor in state.items() if not (other_head and key in head)}
-    wrong = sorted(key for key in wanted.keys() | state.keys()
-                   if (key not in state and not key.endswith("num_batches_tracked") and not (other_head and key in head))
-                   or key not in wanted or (key in state and state[key].shape != wanted[key].shape))
+    lacking = {key for key in wanted.keys() - state.keys()
+               if not key.endswith("num_batches_tracked") and not (other_head and key in head)}
+    wrong = sorted(lacking | (state.keys() - wanted.keys()) | {
+        key for key in state.keys() & wanted.keys() if state[key].shape != wanted[key].shape})
     if wrong:
         raise UserError(f"WEIGHTS {weights} does not fit {name} in {len(wrong)} tensors; the first is {wrong[0]}")
     model.load_state_dict(state, strict=False)

@@ -1,5 +1,4 @@
-"""Folders of pictures: `<split>/<class>/<file>`, what stands in them, and each picture's pixels or what is wrong with it.
-"""
+"""Folders of pictures, `<split>/<class>/<file>`: what stands in them, a picture's pixels, or what is wrong with it."""
 
 import hashlib
 import warnings
@@ -38,8 +37,8 @@ def classes_of(data_dir: Path) -> tuple[str, ...]:
     A class's place is its number.
     """
     if not data_dir.is_dir():
-        raise UserError(f"DATA_DIR {shown(data_dir)} is no folder: it holds train/, valid/ and test/, each with a folder "
-                        "of pictures for each class (python data/draw_pictures.py makes a small one)")
+        raise UserError(f"DATA_DIR {shown(data_dir)} is no folder: it holds train/, valid/ and test/, each with a "
+                        "folder of pictures for each class (python data/draw_pictures.py makes a small one)")
     found = {}
     for split in SPLITS:
         if not (data_dir / split).is_dir():
@@ -50,8 +49,8 @@ def classes_of(data_dir: Path) -> tuple[str, ...]:
         raise UserError(f"{shown(data_dir / 'train')} has {len(found['train'])} class folders; at least 2 are needed")
     for split in SPLITS[1:]:
         for name in sorted(found["train"] - found[split]):
-            raise UserError(f"{shown(data_dir / split)} has no folder {name}/, which train has: add it, or take the class "
-                            "out of every split")
+            raise UserError(f"{shown(data_dir / split)} has no folder {name}/, which train has: add it, or take "
+                            "the class out of every split")
         for name in sorted(found[split] - found["train"]):
             raise UserError(f"{shown(data_dir / split)} has a folder {name}/, which train lacks: no model learns it")
     return tuple(sorted(found["train"]))
@@ -93,11 +92,13 @@ def decode(path: Path) -> np.ndarray:
 def _refuse_by_header(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MOST_PIXELS:
-        raise BadPicture(f"has {width} x {height} pixels, more than {MOST_PIXELS // 1_000_000} million; make it smaller")
+        raise BadPicture(f"has {width} x {height} pixels, more than {MOST_PIXELS // 1_000_000} million; "
+                         "make it smaller")
     if min(width, height) < LEAST_SIDE:
         raise BadPicture(f"has {width} x {height} pixels; at least {LEAST_SIDE} a side are needed")
     if image.mode not in COLOURS:
-        raise BadPicture(f"is {image.mode}, not RGB or greyscale; convert it, as its colours can be read in several ways")
+        raise BadPicture(f"is {image.mode}, not RGB or greyscale; convert it, as its colours can be read in several "
+                         "ways")
     if getattr(image, "n_frames", 1) > 1:
         raise BadPicture("holds several pictures; keep one")
 

@@ -27,7 +27,9 @@ PASSING = (nn.MaxPool2d, nn.Flatten, nn.ZeroPad2d, functional.max_pool2d, functi
 
 def kind_of(node: fx.Node, modules: dict[str, nn.Module]):
     """A node's function, or the class of its module; None for another node."""
-    return type(modules[node.target]) if node.op == "call_module" else node.target if node.op == "call_function" else None
+    if node.op == "call_module":
+        return type(modules[node.target])
+    return node.target if node.op == "call_function" else None
 
 
 def fold(model: nn.Module) -> fx.GraphModule:

@@ -5,7 +5,6 @@ import io
 
 from matplotlib.figure import Figure
 
-from lowbit.measure.record import Metric
 from lowbit.vision.evaluate import columns_of
 from lowbit.vision.run import CONTROL, FP32
 
@@ -14,7 +13,7 @@ TARGETS = (  # promise, what a record holds of it, whether that keeps it, how it
      "{:+.2f} points"),
     ("size: 3 to 4 times smaller", lambda row: row["compression"], lambda value: value >= 3, "{:.2f}x"),
     ("speed: 2 to 4 times faster, one picture", lambda row: row["speedup"], lambda value: value >= 2, "{:.2f}x"),
-    ("memory: 70 to 75 % less", lambda row: 100 * row["memory_saving"], lambda value: value >= 70, "{:.0f} % less"),
+    ("memory: 70 to 75 % less", lambda row: -100 * row["memory_saving"], lambda value: value <= -70, "{:+.0f} %"),
 )
 TURN = ("#1f6feb", "#bf6a02", "#1a7f37", "#8250df", "#b3261e", "#59636e", "#0f766e", "#a04a7d")
 
@@ -60,11 +59,8 @@ def section(name: str, runtime: str, results: dict) -> dict:
     classes = [(label, [f"{100 * row['f1_per_class'][label]:.1f}" for row in results["files"].values()])
                for label in task]
     return {"name": name, "runtime": runtime, "columns": columns_of(results), "files": results["files"],
-            "protocol": results["protocol"], "samples": results["files"][FP32]["samples"],
+            "protocol": results["protocol"],
+            "batches": [shape.split("x")[0] for shape in results["protocol"]["SHAPES"]],
+            "samples": results["files"][FP32]["samples"],
             "targets": target_table(results), "layers": layers_said(results), "picture": trade_picture(results),
             "classes": classes}
-
-
-def heading(metric: Metric) -> str:
-    """A column's heading."""
-    return metric.heading

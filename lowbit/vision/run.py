@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from lowbit.data.task import Task, read_task
+from lowbit.data.task import read_task
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import shown
 from lowbit.pipeline.manifest import recorded, settings_of, stages_of

@@ -58,7 +58,7 @@ def _optimizer(model: nn.Module, rate: float, decay: float) -> torch.optim.Optim
     known = {id(parameter) for parameter in (*scales, *few)}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
     matrices, vectors = ([p for p in rest if (p.ndim > 1) == wanted] for wanted in (True, False))
-    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors}, {"params": few},
+    groups: list[dict] = [{"params": matrices, "weight_decay": decay}, {"params": vectors}, {"params": few},
               {"params": scales, "lr": rate * SCALE_RATE}]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, weight_decay=0.0)
 
@@ -66,13 +66,15 @@ def _optimizer(model: nn.Module, rate: float, decay: float) -> torch.optim.Optim
 class Training:
     """One phase of a run: the network, its data and what a checkpoint holds of it."""
 
-    def __init__(self, model: nn.Module, data: dict, preprocessing: Preprocessing, s: dict, phase: str, live_norm: bool):
+    def __init__(self, model: nn.Module, data: dict, preprocessing: Preprocessing, s: dict, phase: str,
+                 live_norm: bool):
         self.model, self.data, self.preprocessing, self.phase, self.s = model, data, preprocessing, phase, s
         self.live_norm = live_norm  # BatchNorm by the batch's own statistics, as in a first training
         self.epochs, self.rate = s["epochs"], s["rate"]
         self.optimizer = _optimizer(model, self.rate, s["decay"])
         self.rng = np.random.default_rng(s["seed"])
-        self.best, self.best_state, self.epoch, self.history = -1.0, None, 0, []
+        self.best_state: dict[str, torch.Tensor] = {}
+        self.best, self.epoch, self.history = -1.0, 0, []
 
     def step_rate(self, share: float) -> float:
         """Learning rate as a share of its peak: a cosine from 1 to 0, a first twentieth of warm-up."""
@@ -95,8 +97,8 @@ class Training:
             pixels = torch.from_numpy(self.preprocessing.inputs(augmented(crops[chosen], self.rng)))
             loss = functional.cross_entropy(self.model(pixels), torch.from_numpy(labels[chosen]))
             if not torch.isfinite(loss):
-                raise UserError(f"the loss of {self.phase} is {loss.item()} in epoch {self.epoch + 1}: lower the learning "
-                                "rate")
+                raise UserError(f"the loss of {self.phase} is {loss.item()} in epoch {self.epoch + 1}: lower the "
+                                "learning rate")
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -146,7 +148,7 @@ def train(model: nn.Module, data: dict, preprocessing: Preprocessing, s: dict, p
     """
     training = Training(model, data, preprocessing, s, phase, live_norm)
     path = folder / f"checkpoint_{phase}.pth"
-    content = hashlib.sha256(b"".join(crops.tobytes() + labels.tobytes() for crops, labels in data.values())).hexdigest()
+    content = hashlib.sha256(b"".join(part.tobytes() for split in data.values() for part in split)).hexdigest()
     fingerprint = fingerprint_of({**s, "phase": phase, "data": content}, [], model)
     if path.exists():
         try:
@@ -163,7 +165,7 @@ def train(model: nn.Module, data: dict, preprocessing: Preprocessing, s: dict, p
         with atomic_folder(folder) as scratch:
             torch.save(training.held(fingerprint), scratch / path.name)
             publish(scratch)
-    if training.best_state is not None:
+    if training.best_state:
         model.load_state_dict(training.best_state)
     model.eval()
     return training.history

@@ -8,82 +8,22 @@ activation.
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from lowbit.vision.trt_graph import Finding, Graph, attribute, called
+
 ERROR, WARNING = "error", "warning"
 LEAST_OPSET = 13  # the first whose DequantizeLinear has an axis
-LAYERS = {"Conv": (0, 1), "ConvTranspose": (0, 1), "Gemm": (0, 1), "MatMul": (0, 1)}
-ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Elu", "Selu", "PRelu", "Mish",
-               "Softplus", "Gelu", "Swish")
-PASSING = ("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Pad")
-INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QGemm", "ConvInteger", "MatMulInteger",
-                     "DynamicQuantizeLinear", "QLinearGlobalAveragePool", "QLinearSigmoid", "MatMulIntegerToFloat")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Elu", "Selu", "PRelu", "Mish",
+         "Softplus", "Gelu", "Swish", "BatchNormalization")  # behind a convolution
+INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QGemm", "ConvInteger",
+                     "MatMulInteger", "DynamicQuantizeLinear", "QLinearGlobalAveragePool", "QLinearSigmoid",
+                     "MatMulIntegerToFloat")
 LOW = {onnx.TensorProto.INT8, onnx.TensorProto.INT4, onnx.TensorProto.FLOAT8E4M3FN}
-
-
-class Finding(NamedTuple):
-    """What a rule says of a node."""
-
-    kind: str
-    node: str
-    rule: str
-    said: str
-
-    def __str__(self):
-        return f"{self.kind}: {self.node}: {self.said}"
-
-
-class _Graph:
-    """A graph with what its tensors are made and taken by; constants are initializers and Constant nodes alike."""
-
-    def __init__(self, model: onnx.ModelProto):
-        self.model, self.nodes = model, list(model.graph.node)
-        self.values = {tensor.name: tensor for tensor in model.graph.initializer}
-        for node in self.nodes:
-            if node.op_type == "Constant":
-                value = next((entry.t for entry in node.attribute if entry.name == "value"), None)
-                self.values[node.output[0]] = value if value is not None else numpy_helper.from_array(
-                    np.array(next(onnx.helper.get_attribute_value(entry) for entry in node.attribute), np.float32))
-        for node in self.nodes:  # exporters put an Identity where two operators share one constant
-            if node.op_type == "Identity" and node.input[0] in self.values:
-                self.values[node.output[0]] = self.values[node.input[0]]
-        self.maker = {name: node for node in self.nodes for name in node.output if name not in self.values}
-        self.takers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for name in node.input:
-                self.takers.setdefault(name, []).append(node)
-        self.results = {value.name for value in model.graph.output}
-
-    def array(self, name: str) -> np.ndarray | None:
-        return numpy_helper.to_array(self.values[name]) if name in self.values else None
-
-    def pair(self, name: str) -> tuple[onnx.NodeProto | None, onnx.NodeProto | None]:
-        """(DequantizeLinear that makes a tensor, QuantizeLinear before it), None for what is not there."""
-        dequantize = self.maker.get(name)
-        if dequantize is None or dequantize.op_type != "DequantizeLinear":
-            return None, None
-        quantize = self.maker.get(dequantize.input[0])
-        return dequantize, quantize if quantize is not None and quantize.op_type == "QuantizeLinear" else None
-
-    def is_weight(self, name: str) -> bool:
-        """Whether a layer's operand is stored, behind a pair or not."""
-        dequantize, quantize = self.pair(name)
-        source = quantize.input[0] if quantize is not None else dequantize.input[0] if dequantize is not None else name
-        return source in self.values
-
-
-def called(node: onnx.NodeProto) -> str:
-    """A node's name, or what it makes where it has none."""
-    return node.name or f"{node.op_type} of {node.output[0]}"
-
-
-def attribute(node: onnx.NodeProto, name: str, otherwise: int) -> int:
-    """A whole-number attribute of a node."""
-    return next((entry.i for entry in node.attribute if entry.name == name), otherwise)
 
 
 def check(path: Path, floats: tuple[str, ...] = ()) -> list[Finding]:
@@ -93,7 +33,7 @@ def check(path: Path, floats: tuple[str, ...] = ()) -> list[Finding]:
 
 def check_model(model: onnx.ModelProto, floats: tuple[str, ...] = ()) -> list[Finding]:
     """The findings in a model."""
-    graph, found = _Graph(model), []
+    graph, found = Graph(model), []
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < LEAST_OPSET:
         found.append(Finding(ERROR, "the file", "opset", f"has opset {opset}; scales per channel take {LEAST_OPSET}"))
@@ -105,8 +45,8 @@ def check_model(model: onnx.ModelProto, floats: tuple[str, ...] = ()) -> list[Fi
         elif node.op_type == "DequantizeLinear":
             found += _check_dequantize(graph, node)
         elif node.op_type in INTEGER_OPERATORS:
-            found.append(Finding(ERROR, called(node), "operator", f"{node.op_type} is no operator of TensorRT: it takes "
-                                 "QuantizeLinear and DequantizeLinear around operators of floats"))
+            found.append(Finding(ERROR, called(node), "operator", f"{node.op_type} is no operator of TensorRT, which "
+                                 "takes QuantizeLinear and DequantizeLinear around operators of floats"))
         elif node.op_type in LAYERS:
             found += _check_layer(graph, node, called(node) in floats)
         elif node.op_type == "Add":
@@ -114,7 +54,7 @@ def check_model(model: onnx.ModelProto, floats: tuple[str, ...] = ()) -> list[Fi
     return sorted(found, key=lambda finding: finding.kind)
 
 
-def _check_scaling(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
+def _check_scaling(graph: Graph, node: onnx.NodeProto) -> list[Finding]:
     """Scale and zero point of one operator."""
     found, name = [], called(node)
     scale = graph.array(node.input[1])
@@ -124,7 +64,7 @@ def _check_scaling(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
         found.append(Finding(ERROR, name, "positive scale", "its scale has values that are not above 0"))
     if len(node.input) < 3 or not node.input[2]:
         if node.op_type == "QuantizeLinear" and not attribute(node, "output_dtype", 0):
-            found.append(Finding(ERROR, name, "int8", "it has no zero point, so that it makes UINT8; TensorRT takes INT8"))
+            found.append(Finding(ERROR, name, "int8", "it has no zero point and so makes UINT8; TensorRT takes INT8"))
         return found
     zero_point = graph.values.get(node.input[2])
     if zero_point is None:
@@ -134,14 +74,15 @@ def _check_scaling(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
         found.append(Finding(ERROR, name, "int8", f"it makes or takes {kind}; TensorRT takes INT8"))
     values = numpy_helper.to_array(zero_point).astype(np.float32)
     if np.any(values != 0):
-        found.append(Finding(ERROR, name, "zero point 0", f"its zero point is {values.flat[np.abs(values).argmax()]:g}; "
-                             "TensorRT's quantization is symmetric"))
+        largest = values.flat[np.abs(values).argmax()]
+        found.append(Finding(ERROR, name, "zero point 0", f"its zero point is {largest:g}; TensorRT's quantization is "
+                             "symmetric"))
     if values.size != scale.size:
         found.append(Finding(ERROR, name, "zero point 0", f"it has {scale.size} scales but {values.size} zero points"))
     return found
 
 
-def _check_quantize(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
+def _check_quantize(graph: Graph, node: onnx.NodeProto) -> list[Finding]:
     found, name = [], called(node)
     takers = graph.takers.get(node.output[0], [])
     others = [taker for taker in takers if taker.op_type != "DequantizeLinear"]
@@ -157,14 +98,14 @@ def _check_quantize(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
     before = graph.maker.get(node.input[0])
     if before is not None and before.op_type in LAYERS and graph.pair(before.input[0])[0] is not None:
         for taker in (deeper for pair in takers for deeper in graph.takers.get(pair.output[0], [])):
-            if taker.op_type in (*ACTIVATIONS, "BatchNormalization"):
+            if taker.op_type in FUSED:
                 found.append(Finding(WARNING, name, "fused activation", f"it stands between {called(before)} and its "
                                      f"{taker.op_type}, which are fused only without it"))
                 break
     return found
 
 
-def _check_dequantize(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
+def _check_dequantize(graph: Graph, node: onnx.NodeProto) -> list[Finding]:
     source, name = graph.maker.get(node.input[0]), called(node)
     if node.input[0] in graph.values:
         return []
@@ -177,7 +118,7 @@ def _check_dequantize(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
     return []
 
 
-def _check_layer(graph: _Graph, node: onnx.NodeProto, kept_float: bool) -> list[Finding]:
+def _check_layer(graph: Graph, node: onnx.NodeProto, kept_float: bool) -> list[Finding]:
     name, found = called(node), []
     quantized = [graph.pair(operand)[0] is not None for operand in node.input[:2]]
     if not any(quantized):
@@ -197,7 +138,7 @@ def _check_layer(graph: _Graph, node: onnx.NodeProto, kept_float: bool) -> list[
     return found + _check_fused(graph, node)
 
 
-def _check_weight(graph: _Graph, node: onnx.NodeProto, place: int) -> list[Finding]:
+def _check_weight(graph: Graph, node: onnx.NodeProto, place: int) -> list[Finding]:
     """Type, axis and number of scales of a stored weight."""
     name, dequantize = called(node), graph.pair(node.input[place])[0]
     scale, stored = graph.array(dequantize.input[1]), graph.values.get(dequantize.input[0])
@@ -226,7 +167,7 @@ def _check_weight(graph: _Graph, node: onnx.NodeProto, place: int) -> list[Findi
     return found
 
 
-def _check_fused(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
+def _check_fused(graph: Graph, node: onnx.NodeProto) -> list[Finding]:
     """BatchNormalization or Identity where a layer and its neighbours would be fused."""
     found = []
     for taker in graph.takers.get(node.output[0], []):
@@ -239,7 +180,7 @@ def _check_fused(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
     return found
 
 
-def _check_addition(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
+def _check_addition(graph: Graph, node: onnx.NodeProto) -> list[Finding]:
     """A residual addition: one operand straight from a layer on integers, the other behind Q/DQ."""
     name = called(node)
     layers = [_layer_behind(graph, operand) for operand in node.input]
@@ -254,7 +195,7 @@ def _check_addition(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
     return []
 
 
-def _layer_behind(graph: _Graph, name: str) -> onnx.NodeProto | None:
+def _layer_behind(graph: Graph, name: str) -> onnx.NodeProto | None:
     """The layer with quantized inputs that makes a tensor, Q/DQ between aside."""
     dequantize, quantize = graph.pair(name)
     if dequantize is not None:

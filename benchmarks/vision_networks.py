@@ -31,7 +31,7 @@ from lowbit.vision.trt_rules import finding_lines
 RUN = "vision-networks"         # folder under models/, and name of the results file
 NETWORKS = "resnet50,vgg16,efficientnet_b0"  # with commas; efficientnet_lite0 has its published weights
 DATA_DIR = "data/pictures"      # folder of pictures
-PICTURES = 16                   # pictures of train that statistics and scales are of
+PICTURES = 4                    # pictures of train that statistics and scales are of
 SIZE = 224                      # side of a network's input, pixels
 BATCH = 1                       # pictures of a timed batch
 ROUNDS = 5                      # turns that the files take; 0: no speed is measured

@@ -73,6 +73,7 @@ class Training:
         self.epochs, self.rate = s["epochs"], s["rate"]
         self.optimizer = _optimizer(model, self.rate, s["decay"])
         self.rng = np.random.default_rng(s["seed"])
+        torch.manual_seed(s["seed"])  # of dropout
         self.best_state: dict[str, torch.Tensor] = {}
         self.best, self.epoch, self.history = -1.0, 0, []
 
@@ -121,13 +122,15 @@ class Training:
         """What a checkpoint holds."""
         return {"fingerprint": fingerprint, "epoch": self.epoch, "best": self.best, "best_state": self.best_state,
                 "state": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "rng": json.dumps(self.rng.bit_generator.state), "history": json.dumps(self.history)}
+                "rng": json.dumps(self.rng.bit_generator.state), "dropout": torch.get_rng_state(),
+                "history": json.dumps(self.history)}
 
     def resume(self, held: dict) -> None:
         """Go on from a checkpoint."""
         self.model.load_state_dict(held["state"])
         self.optimizer.load_state_dict(held["optimizer"])
         self.rng.bit_generator.state = json.loads(held["rng"])
+        torch.set_rng_state(held["dropout"])
         self.epoch, self.best, self.best_state = held["epoch"], held["best"], held["best_state"]
         self.history = json.loads(held["history"])
 

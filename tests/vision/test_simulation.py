@@ -1,4 +1,4 @@
-"""Folding, placement and simulation: equal to the network, to the file bit for bit, and on integers in both runtimes."""
+"""Folding, placement, simulation: equal to the network, to the file bit for bit, and on integers in both runtimes."""
 
 import subprocess
 import sys
@@ -300,13 +300,16 @@ def test_resnet20_has_its_published_size():
 
 def test_the_wing_imports_no_transformers():
     """It would import torchvision, before the operators that this asks for are declared."""
-    names = [f"lowbit.vision.{path.stem}" for path in (ROOT / "lowbit" / "vision").glob("*.py") if path.stem != "__init__"]
-    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint('transformers' in sys.modules)"
+    stems = {path.stem for path in (ROOT / "lowbit" / "vision").glob("*.py")} - {"__init__"}
+    names = sorted(f"lowbit.vision.{stem}" for stem in stems)
+    code = (f"import importlib, sys\nfor name in {names}:\n    importlib.import_module(name)\n"
+            "print('transformers' in sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
 
 
-torchvision = pytest.mark.skipif(not (ROOT / ".venv" / "torchvision").is_dir(), reason="requirements-vision.txt is absent")
+torchvision = pytest.mark.skipif(not (ROOT / ".venv" / "torchvision").is_dir(),
+                                 reason="requirements-vision.txt is not installed")
 
 
 @torchvision

@@ -1,4 +1,4 @@
-"""The stages by path on the bundled pictures: from a draw to a report, refusals, kills, and what a later stage refuses."""
+"""The stages by path on the bundled pictures: from a draw to a report, refusals, kills."""
 
 import json
 import shutil

@@ -46,9 +46,9 @@ def run_seed(seed):
         return
     here = ("--run", run, "--data-dir", DATA_DIR)
     run_script("calibration_dataset", *here, "--size", SIZE, "--resize", SIZE, "--seed", seed)
-    run_script("qat_pytorch", *here, "--model", MODEL, "--weights", WEIGHTS, "--fp32-epochs", FP32_EPOCHS, "--fp32-rate",
-               FP32_RATE, "--qat-epochs", QAT_EPOCHS, "--qat-rate", QAT_RATE, "--batch-size", BATCH_SIZE, "--weight-bits",
-               WEIGHT_BITS, "--seed", seed)
+    run_script("qat_pytorch", *here, "--model", MODEL, "--weights", WEIGHTS, "--batch-size", BATCH_SIZE,
+               "--fp32-epochs", FP32_EPOCHS, "--fp32-rate", FP32_RATE, "--qat-epochs", QAT_EPOCHS, "--qat-rate",
+               QAT_RATE, "--weight-bits", WEIGHT_BITS, "--seed", seed)
     run_script("ptq_tensorrt", *here, "--method", "minmax,entropy,percentile", "--target", "tensorrt,onnxruntime",
                "--weight-bits", WEIGHT_BITS)
     run_script("accuracy_evaluation", *here, "--rounds", 3)

@@ -83,7 +83,8 @@ def test_results_hold_every_file_of_each_runtime(finished):
     assert {"lost", "won", "mcnemar_p"} <= held["openvino"]["files"]["qat_int8"]["against_control"].keys()
     page = (results / "report.html").read_text()
     assert all(name in page for name in held["openvino"]["files"])
-    assert "0 of 20 layers" not in page.split("in onnxruntime")[0].split("ptq_minmax_int8: ")[1]
+    assert "ptq_minmax_int8: 20 of 20 layers on integers" in page
+    assert "ptq_minmax_u8: 20 of 20 layers on integers" in page
     assert f"## {run}, openvino" in (results / "comparison.md").read_text()
 
 

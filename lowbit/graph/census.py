@@ -14,7 +14,11 @@ INTEGER_PRODUCTS = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMat
                     "QAttention"}
 INT8_STEPS = 4  # accuracy_level at which MatMulNBits quantizes its input and multiplies integers
 FLOAT_PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
-OPENVINO_KERNELS = {"FullyConnected", "MatMul", "Subgraph"}
+INTEGER_CONVOLUTIONS = {"QLinearConv", "ConvInteger"}
+FLOAT_CONVOLUTIONS = {"Conv", "FusedConv", "NhwcFusedConv", "NhwcConv"}
+OPENVINO_KERNELS = {"FullyConnected", "MatMul", "Subgraph", "Convolution"}
+OPENVINO_LAYERS = {"FullyConnected", "Convolution"}  # with a stored weight
+OPENVINO_INTEGERS = {"i8", "u8"}
 INTEGER_TYPES = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
 
 
@@ -66,6 +70,32 @@ def census(path: Path) -> dict:
     return {**counts, "packed": packed, "float_nodes": why, "operators": dict(operators.most_common())}
 
 
+def layer_census(path: Path) -> dict:
+    """Convolutions and Linear layers that the CPU provider runs on integers and on floats.
+
+    {"integer": n, "float": n, "float_nodes": names, "operators": operator -> n, of the optimised graph}.
+    """
+    graph = optimised_graph(path)
+    stored = {tensor.name for tensor in graph.initializer} | {
+        node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    integer = [node for node in graph.node if node.op_type in INTEGER_CONVOLUTIONS | INTEGER_PRODUCTS]
+    floats = [node for node in graph.node if node.op_type in FLOAT_CONVOLUTIONS | FLOAT_PRODUCTS
+              and stored & set(node.input[1:])]
+    return {"integer": len(integer), "float": len(floats), "float_nodes": [node.name for node in floats],
+            "operators": dict(Counter(node.op_type for node in graph.node).most_common())}
+
+
+def openvino_layer_census(path: Path) -> dict:
+    """layer_census() of OpenVINO's compiled graph, its `operators` counted by number type."""
+    counts = openvino_kernels(path)
+    found = Counter()
+    for kernel in OPENVINO_LAYERS & counts.keys():
+        for kind, count in counts[kernel].items():
+            found["integer" if kind in OPENVINO_INTEGERS else "float"] += count
+    return {"integer": found["integer"], "float": found["float"], "operators": {
+        f"{kernel} on {kind}": count for kernel, kinds in counts.items() for kind, count in kinds.items()}}
+
+
 def count_packed(file: onnx.GraphProto, optimised: onnx.GraphProto) -> dict[str, int]:
     """What census() says of packed weights, by the look-ups that the file has and those that are left of them."""
     maker = {output: node for node in file.node for output in node.output}
@@ -112,7 +142,7 @@ def census_lines(result: dict) -> list[str]:
 
 
 def openvino_kernels(path: Path) -> dict[str, dict[str, int]]:
-    """Kernel -> number type -> how many of OpenVINO's compiled graph compute on it: Linear layers, attention.
+    """Kernel -> number type -> how many of OpenVINO's compiled graph compute on it: layers, attention.
 
     FullyConnected are products with a stored weight; an attention is one Subgraph of two products and a softmax.
     """

@@ -12,6 +12,7 @@ answer}; the first file is FP32, which the others are measured beside. A record 
   pearson, spearman, mean_absolute_error, predictions   a number: -1 to 1, the number's unit, [[true, predicted], ...]
   eval_loss         mean cross-entropy in nats, or mean squared error of a number
   ece, f1_per_class, confusion_matrix   labels: calibration error 0 to 1, label -> F1, texts [true][predicted]
+  top5              share of pictures whose class is among the five of the largest logits; of more than five classes
   valid             the same quality on the validation split, or null
   against_fp32      test, paired with FP32: flips, lost, won, mcnemar_p, {median,max}_logit_difference, divergence:
                     mean KL of the labels' probabilities in nats, half the mean squared difference of a number
@@ -70,6 +71,7 @@ class Metric(NamedTuple):
 
 METRICS = {metric.key: metric for metric in (
     *(Metric(key, f"{name}, %", "{:.2f}", HIGHER, 100) for key, name in HEADINGS.items()),
+    Metric("top5", "top-5, %", "{:.2f}", HIGHER, 100),
     Metric("eval_loss", "loss", "{:.4f}", LOWER),
     Metric("mean_absolute_error", "absolute error", "{:.4f}", LOWER),
     Metric("ece", "ECE, %", "{:.2f}", LOWER, 100),

@@ -96,11 +96,14 @@ class Session:
         """
         order = order or list(range(len(rows)))
         groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        parts, _ = self._ask("logits", [pad([rows[i] for i in group], pad_id, length) for group in groups])
-        stacked = np.concatenate(parts).astype(np.float32, copy=False)
+        stacked = self.outputs([pad([rows[i] for i in group], pad_id, length) for group in groups])
         result = np.empty_like(stacked)
         result[order] = stacked
         return result
+
+    def outputs(self, inputs: list[dict]) -> np.ndarray:
+        """Logits [n, outputs] of batches of any inputs, in their order."""
+        return np.concatenate(self._ask("logits", inputs)[0]).astype(np.float32, copy=False)
 
     def milliseconds(self, inputs: list[dict], warmup: int = WARMUP) -> list[float]:
         """Time of each batch in ms, after `warmup` uncounted ones."""

@@ -1,0 +1,38 @@
+"""Stage 8 of 8: one HTML file: every file of the runs, the targets beside what was measured in each runtime.
+
+Reads   models/<RUN>/results_<runtime>.json (accuracy_evaluation.py), of every run of RUN_NAMES
+Writes  RESULTS/report.html                 self-contained: pictures and styles are inside
+"""
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from lowbit.pipeline.files import claim, resolve, shown, write_text
+from lowbit.pipeline.stage import run_stage
+from lowbit.vision.compare import over_seeds, read_runs, seed_lines
+from lowbit.vision.report import section
+
+# ---- settings: edit here, or for one run: --run-names c10-1,c10-2,c10-3 ---------------------------
+RUN_NAMES = "vision"            # runs with commas
+RESULTS = "results/vision"      # folder that is written
+TITLE = "Convolutional networks to INT8"  # heading of the report
+# --------------------------------------------------------------------------------------------------
+
+
+def main(settings):
+    found = read_runs(RUN_NAMES)
+    first = next(iter(found.values()))
+    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+                        trim_blocks=True, lstrip_blocks=True)
+    folder = resolve(RESULTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder)
+    write_text(folder / "report.html", pages.get_template("report.html.jinja").render(
+        title=TITLE, sections=[section(*key, results) for key, results in found.items()],
+        seeds=[line.strip() for line in seed_lines(over_seeds(found))], machine=first["machine"],
+        versions=first["versions"]))
+    print(f"wrote {shown(folder / 'report.html')}")
+
+
+if __name__ == "__main__":
+    run_stage(main, globals())

@@ -14,7 +14,7 @@ from servers import PATIENCE, WITHOUT, Server, command
 from stage_runs import ENVIRONMENT
 
 pytest.importorskip("fastapi", reason="pip install -r requirements-serve.txt")
-LIMITS = ("--texts", 8, "--text-bytes", 2000, "--body-bytes", 50_000, "--seconds", 1, "--queue", 64)
+LIMITS = ("--texts", 8, "--text-bytes", 2000, "--body-bytes", 50_000, "--seconds", 2, "--queue", 64)
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +212,9 @@ RAW = {  # name -> what is sent, status, part of the sentence
     "a broken chunk": (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "no HTTP"),
     "headers without end": (POST + b"X: " + b"a" * 400_000, 431, "headers are longer"),
     "many headers": (POST + b"".join(b"X-%d: a\r\n" % i for i in range(40_000)), 431, "headers are longer"),
-    "half a head": (POST, 408, "within 1 s"),
-    "nothing": (b"", 408, "within 1 s"),
-    "half a body": (POST + b"Content-Length: 50\r\n\r\n{", 408, "within 1 s"),
+    "half a head": (POST, 408, "within 2 s"),
+    "nothing": (b"", 408, "within 2 s"),
+    "half a body": (POST + b"Content-Length: 50\r\n\r\n{", 408, "within 2 s"),
     "a large body announced": (POST + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n", 413,
                                "BODY_BYTES"),
     "a large body in chunks": (POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -309,8 +309,11 @@ def test_clients_that_hang_up(server):
     for cut in (1, 20, len(POST), len(whole) - 30, len(whole)):
         for _ in range(10):
             server.raw(whole[:cut], wait=False)
-    assert server.predict(["enak"])[0] == 200
-    assert server.metric("lowbit_waiting_texts") == 0
+    deadline = time.monotonic() + PATIENCE
+    while server.predict(["enak"])[0] != 200:  # 429 as long as what they asked for fills the queue
+        assert time.monotonic() < deadline
+    while server.metric("lowbit_waiting_texts"):
+        assert time.monotonic() < deadline
 
 
 def test_no_text_is_logged(server):

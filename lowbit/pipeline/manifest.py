@@ -49,7 +49,7 @@ def shipped(folder: Path) -> dict:
     manifest = read_manifest(folder)
     if "ships" not in manifest:
         raise UserError(f"{shown(folder)} holds no low-bit file: run the four stages of int8_eager/, int4_eager/, "
-                        f"fp16_eager/ or mixed/ with --run {folder.name} first")
+                        f"mixed/ or fp16_eager/ with --run {folder.name} first")
     return manifest["ships"]
 
 

@@ -1,6 +1,6 @@
 """Check an ONNX file against TensorRT's rules for explicit quantization, without TensorRT: a finding names its node.
 
-Reads   FILE
+Reads   ONNX_FILE
 """
 import onnx
 
@@ -10,15 +10,15 @@ from lowbit.pipeline.stage import run_stage
 from lowbit.vision.trt_rules import ERROR, check, finding_lines
 
 # ---- settings: edit here, or for one run: model.onnx -----------------------------------------------
-FILE = ""                       # the ONNX file, from the project's root
+ONNX_FILE = ""                  # the file, from the project's root
 FLOATS = ""                     # names of nodes that are to stay on floats, with commas
 # --------------------------------------------------------------------------------------------------
 
 
 def main(settings):
-    path = resolve(FILE)
-    if not FILE or not path.is_file():
-        raise UserError(f"FILE is {FILE!r}, which is no file: name an ONNX file")
+    path = resolve(ONNX_FILE)
+    if not ONNX_FILE or not path.is_file():
+        raise UserError(f"ONNX_FILE is {ONNX_FILE!r}, which is no file: name one")
     try:
         found = check(path, tuple(filter(None, FLOATS.split(","))))
     except (onnx.checker.ValidationError, ValueError, OSError) as error:
@@ -35,4 +35,4 @@ def main(settings):
 
 
 if __name__ == "__main__":
-    run_stage(main, globals(), bare="FILE")
+    run_stage(main, globals(), bare="ONNX_FILE")

@@ -8,6 +8,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from lowbit.graph.names import FUSED_PRODUCT, RUNTIME_DOMAIN, dequantized, module_of
+from lowbit.pipeline.errors import UserError
 from lowbit.training.lsq import ActivationQuantizer
 
 
@@ -99,17 +100,24 @@ class GraphWriter:
     def rewrite(self, exported: onnx.ModelProto, modules: dict) -> onnx.ModelProto:
         """The graph with what layer() and product() write of `modules` (name -> module) in place.
 
-        Raises RuntimeError if a module that says what the file stores has no place in it.
+        Raises RuntimeError if a module that says what the file stores has no place in it, UserError if one is used in
+        several places, as ALBERT's are: the others would stay on floats.
         """
         wanted = {name for name, module in modules.items() if hasattr(module, "stored")}
+        written = set()  # weights that are stored anew
         for node in exported.graph.node:
             name, path = module_of(node), node.name.rpartition("/")[0]
             module = modules.get(name)
             if hasattr(module, "quantizers") and node.op_type == "MatMul":
                 self.product(node, path, module.quantizers)
             elif not self.layer(node, path, module):
+                if written.intersection(node.input):
+                    raise UserError(f"this encoder uses {node.input[1]} several times, and {node.name} would stay on "
+                                    "floats: choose int8_eager/ with --activation-ranges dynamic for it")
                 self.nodes.append(node)
                 continue
+            elif node.op_type in ("MatMul", "Gemm"):
+                written.add(node.input[1])
             wanted.discard(name)
         if wanted:
             raise RuntimeError(f"the exported graph has no product for {', '.join(sorted(wanted))}")

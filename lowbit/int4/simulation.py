@@ -105,9 +105,9 @@ def simulate(model: nn.Module, bits: dict[str, Levels], learned: str | None, qua
     pooler). `learned` is the target (see lsq.TARGETS) of learned activation ranges, None for dynamic ones. The state
     dict gains a `log_scale` for each weight and table, and what learned ranges add.
     """
-    groups = shared_inputs(model) if learned else []
+    groups = shared_inputs(model)
     assign(model, {name: bits[part] for name, part in parts_of(model).items()}, bool(learned))
-    for sharing in groups:
+    for sharing in groups if learned else ():
         quantizer = sharing[0].quantizer = ActivationQuantizer(TARGETS[learned])
         for module in sharing:
             object.__setattr__(module, "quantize", quantizer)  # a reference: the state dict holds each scale once

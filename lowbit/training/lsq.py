@@ -69,7 +69,7 @@ class ActivationQuantizer(nn.Module):
 def shared_inputs(model: nn.Module) -> list[list[nn.Linear]]:
     """The Linear layers of `model`, those that take one and the same tensor together.
 
-    Raises UserError if one is used more than once: it would need as many scales.
+    Raises UserError if one is used more than once: it would need as many scales, and few-level weights a place each.
     """
     taken, groups = [], {}
 
@@ -84,8 +84,8 @@ def shared_inputs(model: nn.Module) -> list[list[nn.Linear]]:
     for hook in hooks:
         hook.remove()
     if len(taken) != len({module for sharing in groups.values() for module in sharing}):
-        raise UserError("MODEL_NAME: this encoder uses a Linear layer several times, and one learned range does not "
-                        "fit all its inputs: train it with --activation-ranges dynamic")
+        raise UserError("MODEL_NAME: this encoder uses a Linear layer several times, and one range, or one set of few "
+                        "levels, does not fit all its uses: train it by int8_eager/ with --activation-ranges dynamic")
     return list(groups.values())
 
 

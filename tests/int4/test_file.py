@@ -15,7 +15,9 @@ from lowbit.graph.names import LOOK_UP
 from lowbit.int4 import file
 from lowbit.int4.arithmetic import simulate
 from lowbit.int4.file import quantize
-from lowbit.int4.simulation import start_scales
+from lowbit.int4.levels import LEVELS
+from lowbit.int4.simulation import assign, parts_of, start_scales
+from lowbit.pipeline.errors import UserError
 from lowbit.training.calibration import calibrate_scales
 from lowbit.training.lsq import quantizers
 
@@ -199,3 +201,25 @@ def test_learned_scales_are_of_each_target(made):
     assert {quantizer.zero_point.dtype for quantizer in quantizers(model).values()} == {torch.uint8}
     assert census(path)["attention"] == {"integer": 0, "float": ATTENTION_PRODUCTS}
     assert differing(stored_tensors(path), simulated_tensors(model)) == []
+
+
+def albert():
+    config = AutoConfig.for_model("albert", vocab_size=50, embedding_size=16, hidden_size=32, num_hidden_layers=2,
+                                  num_attention_heads=2, intermediate_size=64, num_labels=3)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+@modes
+def test_encoder_with_shared_layers_is_refused(mode):
+    """ALBERT runs one layer many times: a sentence before training, in either mode."""
+    with pytest.raises(UserError, match="several times.*int8_eager/ with --activation-ranges dynamic"):
+        simulate(albert(), settings(4.0, mode))
+
+
+def test_no_second_use_of_a_weight_stays_on_floats(tmp_path):
+    """The writer says so itself, whoever asks it: the stored integers alone would show nothing."""
+    model = albert()
+    export(model, tmp_path / "fp32.onnx", 17)
+    assign(model, dict.fromkeys(parts_of(model), LEVELS[4.0]))
+    with pytest.raises(UserError, match="query_1/MatMul would stay on floats"):
+        quantize(onnx.load(tmp_path / "fp32.onnx"), model)

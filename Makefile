@@ -87,14 +87,14 @@ web: .venv/web
 	test -e dist/sample-int8/manifest.json -o "$(MODELS)" != dist/sample-int8 || { $(MAKE) int8 && $(PY) deploy/pack.py --run sample-int8; }
 	$(PY) deploy/make_web.py --model-dirs $(MODELS)
 
-# teacher, student and their INT8 files on SST-2 (6,000 rows) and STS-B (3,000); ends with the table
+# teacher, student and their INT8 files on SST-2 (6,000 rows) and STS-B (1,500); ends with the table
 tinybert: .venv/tinybert
 	$(PY) data/prepare_glue.py --source-dir $(GLUE) --tasks SST-2 --train-rows 6000 --out-dir data/glue-small
-	$(PY) data/prepare_glue.py --source-dir $(GLUE) --tasks STS-B --train-rows 3000 --out-dir data/glue-small
+	$(PY) data/prepare_glue.py --source-dir $(GLUE) --tasks STS-B --train-rows 1500 --out-dir data/glue-small
 	for task in SST-2 STS-B; do \
-	  $(PY) tinybert/finetune_teacher.py $(SMALL) --task $$task --model-name "$$($(PY) tinybert/teacher_folder.py)" --learning-rate 1e-4 && \
+	  $(PY) tinybert/finetune_teacher.py $(SMALL) --task $$task --model-name "$$($(PY) tinybert/teacher_folder.py)" --learning-rate 1e-4 --num-epochs 2 --freeze-words && \
 	  $(PY) tinybert/make_student.py $(SMALL) --task $$task && \
-	  $(PY) tinybert/distil.py $(SMALL) --task $$task --num-epochs 4 --intermediate-epochs 1 && \
+	  $(PY) tinybert/distil.py $(SMALL) --task $$task --num-epochs 3 --intermediate-epochs 1 --freeze-words && \
 	  $(PY) tinybert/export_to_onnx.py --run tinybert-small --task $$task && \
 	  $(PY) tinybert/quantize.py $(SMALL) --task $$task --configs quant_1,quant_2,dynamic --calibration-examples 256 || exit; done
 	$(PY) tinybert/quantize.py $(SMALL) --task SST-2 --models teacher --configs quant_1,quant_2 --ops all --calibration-examples 256

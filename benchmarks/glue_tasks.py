@@ -35,6 +35,8 @@ FEW_TIMES = 3                   # times as many passes for small tasks; the best
 LEARNING_RATE = 2e-4            # peak of the linear schedule of a student
 AUGMENT = 0                     # copies of each text of train with words replaced
 STUDENT_SHAPE = "4,312,12,1200"  # layers, channels, heads, neurons
+CONFIGS = "quant_1,quant_2,dynamic"  # files of the first seed's models; those of further seeds are dynamic
+OPS = "products,all"            # static files of the first seed: products, all, or both
 ROUNDS = 3                      # turns that each file takes
 RUNS = 30                       # measured runs a turn
 # --------------------------------------------------------------------------------------------------
@@ -64,7 +66,7 @@ def make(task: str, seed: int, encoder: str, times: int, whole: bool) -> None:
         stage(DISTIL, *data, *seeded, "--student", kind, "--from", "fp32", "--qat", kind, "--num-epochs", epochs,
               "--learning-rate", rate, "--augment", AUGMENT)
     stage(EXPORT, *run)
-    stage(QUANTIZE, *data, *seeded, *(("--configs", "quant_1,quant_2,dynamic", "--ops", "products,all") if whole else (
+    stage(QUANTIZE, *data, *seeded, *(("--configs", CONFIGS, "--ops", OPS) if whole else (
         "--configs", "dynamic")))
 
 

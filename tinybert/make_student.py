@@ -29,8 +29,8 @@ TASK = "RTE"                    # folder of DATA_DIR, as the teacher was trained
 STUDENT = "4x312"               # the student's name
 DATA_DIR = "data/glue"          # folder of the tasks' folders (data/prepare_glue.py)
 START = "teacher"               # teacher: cut out of it; random; or a folder of a model of the sizes below
-LAYERS = 4                      # transformer layers
-HIDDEN = 312                    # channels
+LAYERS = 4                      # layers of the student
+HIDDEN = 312                    # channels of the student
 HEADS = 12                      # heads of each layer
 INTERMEDIATE = 1200             # neurons of each layer
 LAYER_MAP = ""                  # the teacher's layer, from 1, of each of the student's: 2,3,5,6; "" = evenly spread

@@ -78,7 +78,7 @@ def address(figure_of, dark: bool) -> str:
     """A figure, made in the page's colours, as the address of an inlined SVG."""
     drawn = io.BytesIO()
     with matplotlib.rc_context(style(dark)):
-        figure_of().savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+        figure_of().savefig(drawn, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}"
 
 

@@ -67,7 +67,9 @@ def made_by(stage: str, folder: Path, flags: str, *names: str) -> list[Path]:
                                           f"`python {stage} {flags}` first")
         return recorded(folder, stage, *names)
     except UserError as error:
-        raise UserError(str(error).replace(f"--run {folder.name}`", f"{flags}`")) from None
+        # a quantized file's own entry names its recipe; the stage's flags are others
+        typed = stage.replace(" --methods ", " --configs ").replace("_all_operators", " --ops all")
+        raise UserError(str(error).replace(stage, typed).replace(f"--run {folder.name}`", f"{flags}`")) from None
 
 
 def trainer_of(folder: Path) -> str:

@@ -99,7 +99,7 @@ def logits_of(path, folder, data):
 def test_a_task_from_files_to_table(task, trained, data, tmp_path):
     """All stages; the keys of the results; each score as scikit-learn and scipy compute it from the file's outputs."""
     flags = trained(task)
-    files = ("model.onnx", "model_dynamic.onnx") if task in ("CoLA", "STS-B") else ("model.onnx",)
+    files = ("model.onnx", "model_dynamic.onnx") if task == "STS-B" else ("model.onnx",)
     if len(files) > 1:
         stage("quantize.py", *flags, "--configs", "dynamic")
     said = stage("quantization_experiments.py", "--run", flags[1], "--tasks", task, "--data-dir", data,
@@ -169,7 +169,8 @@ def test_static_files_and_the_call_as_it_is_usually_written(pairs, data):
         graph = onnx.load(folder / f"model_{name}.onnx").graph
         kinds = {node.op_type for node in graph.node}
         stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        weights = [array for array in stored.values() if array.ndim == 2 and array.dtype in (np.int8, np.uint8)]
+        weights = [array for key, array in stored.items() if array.ndim == 2 and array.dtype in (np.int8, np.uint8)
+                   and "embeddings" not in key]  # tables take the activations' type
         assert weights and {array.dtype for array in weights} == {np.dtype(np.int8)}
         assert ("QLinearMatMul" in kinds) == name.startswith("quant_2")
         quantized = {stored[node.input[2]].dtype for node in graph.node
@@ -287,6 +288,18 @@ def test_a_teacher_made_anew_is_another_one(pairs, data, tmp_path):
     assert "was distilled from another teacher" in refused(*measure)
 
 
+def test_a_file_of_an_older_graph(pairs, data, tmp_path):
+    """The sentence names the flags that make it again."""
+    run = new_run()
+    shutil.copytree(run_folder(f"{pairs[1]}-RTE-teacher"), run_folder(f"{run}-RTE-teacher"))
+    flags = ("--run", run, "--task", "RTE")
+    stage("quantize.py", *flags, "--data-dir", data, "--configs", "dynamic")
+    stage("export_to_onnx.py", *flags, "--opset", 18)
+    said = refused("quantization_experiments.py", "--run", run, "--data-dir", data, "--tasks", "RTE", "--results",
+                   tmp_path, *QUICK)
+    assert f"run `python tinybert/quantize.py --configs dynamic --run {run} --task RTE` again" in said
+
+
 def test_a_killed_distillation_goes_on(pairs):
     """From its last whole epoch, the map between the widths included: the weights are those of one that was not killed.
     """
@@ -329,3 +342,40 @@ def test_the_teacher_that_a_package_carries():
     model, tokenizer = load_pretrained(folder, "", read_task(ROOT / "data/sample"))
     assert set(model.untrained) == {"classifier.weight", "classifier.bias"}
     assert (model.config.num_hidden_layers, model.config.hidden_size, len(tokenizer)) == (6, 384, 30522)
+
+
+@pytest.fixture
+def benchmark(data, tiny_model):
+    """Function: a benchmark by path on the tiny teacher, and its results file; what it writes is deleted."""
+    name = new_run()
+
+    def run(script: str, *flags):
+        given = ("--name", name, "--data-dir", data, "--model-name", tiny_model, "--teacher-epochs", 1, *flags)
+        return name, stage(script, *given, folder="benchmarks")
+    yield run
+    for path in (ROOT / "results").glob(f"{name}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_gains_of_each_part(benchmark):
+    """A row for each start and loss, the gain over random weights and labels."""
+    name, said = benchmark("distillation_gains.py", "--task", "STS-B", "--seeds", "1", "--starts", "random,cut",
+                           "--losses", "labels", "--num-epochs", 1, "--shape", "1,16,2,32")
+    found = json.loads((ROOT / f"results/{name}_STS-B.json").read_text())["runs"]
+    test = {key: 100 * runs[0]["test"]["pearson"] for key, runs in found.items()}
+    assert list(test) == ["teacher", "random, labels", "cut, labels"]
+    gain = test["cut, labels"] - test["random, labels"]
+    assert f"| cut, labels | {test['cut, labels']:.2f} | {test['cut, labels']:.2f} |" in said
+    assert f"| {gain:+.2f} |" in said
+
+
+def test_whole_tasks(benchmark):
+    """Every stage for a task and a seed, a student distilled as a file among them; the table names each file."""
+    name, said = benchmark("glue_tasks.py", "--tasks", "CoLA", "--seeds", "1", "--qat", "int4", "--num-epochs", 1,
+                           "--few-times", 1, "--student-shape", "1,16,2,32", "--rounds", 1, "--runs", 2,
+                           "--configs", "dynamic", "--ops", "products")
+    scores = json.loads((ROOT / f"results/{name}.json").read_text())["scores"]["CoLA"]
+    assert {"ts_teacher_bert/model_dynamic.onnx", "ts_student_fp32/model_dynamic.onnx",
+            "ts_student_int4/model_qat_int4.onnx"} <= set(scores)
+    assert (ROOT / f"results/{name}-1/CoLA/report.html").exists()
+    assert "| CoLA, Matthews, % | ts_student_int4/model_qat_int4.onnx |" in said

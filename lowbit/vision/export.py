@@ -85,7 +85,7 @@ def name_layers(graph: onnx.GraphProto) -> None:
 
 def shorten_names(graph: onnx.GraphProto) -> None:
     """Give what flows between operators names of a few letters, in place: the exporter's are 2 % of a small file."""
-    kept = {value.name for value in (*graph.input, *graph.output)} | {tensor.name for tensor in graph.initializer} | {""}
+    kept = {held.name for held in (*graph.input, *graph.output, *graph.initializer)} | {""}
     known: dict[str, str] = {}
     for node in graph.node:
         for names in (node.input, node.output):

@@ -36,7 +36,8 @@ def main(settings):
     claim(folder)
     made = {variant.name: variant for variant in variants(folder)}
     quantized = [name for name, variant in made.items() if variant.target]
-    check(QUANTIZED in quantized, f"QUANTIZED is {QUANTIZED!r}; this run has {', '.join(quantized) or 'no quantized network'}")
+    check(QUANTIZED in quantized,
+          f"QUANTIZED is {QUANTIZED!r}; this run has {', '.join(quantized) or 'no quantized network'}")
     variant = made[QUANTIZED]
     read = data_files(folder) + recorded(folder, TRAIN, f"model_{FP32}.pth") + recorded(
         folder, variant.stage, variant.weights)

@@ -7,7 +7,6 @@ from types import ModuleType
 import numpy as np
 import onnx
 import onnxruntime as ort
-import openvino
 import pytest
 import torch
 from stage_runs import ENVIRONMENT, ROOT
@@ -23,6 +22,8 @@ from lowbit.vision.networks import build, load_published, settle_statistics
 from lowbit.vision.placement import fold, layers_of, pairs_of, place_pairs
 from lowbit.vision.simulation import FoldedLayer
 from lowbit.vision.trt_rules import check
+
+openvino = pytest.importorskip("openvino", reason="openvino is not installed: requirements-openvino.txt")
 
 SIZE = 16
 TARGETS = ("tensorrt", "onnxruntime")

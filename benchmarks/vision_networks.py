@@ -9,7 +9,6 @@ import statistics
 from collections import Counter
 
 import numpy as np
-import openvino
 import torch
 
 from lowbit.graph.census import layer_census, openvino_layer_census
@@ -108,6 +107,8 @@ def timed(name, folder):
 
 def profiled(path):
     """Milliseconds of OpenVINO's operators by kind and number type, the slowest first, mean of RUNS."""
+    import openvino  # here: --help needs none
+
     request = openvino.compile_model(path, "CPU", {"PERF_COUNT": True, "PERFORMANCE_HINT": "LATENCY",
                                                    "INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     pixels, spent = np.zeros((BATCH, 3, SIZE, SIZE), np.float32), Counter()

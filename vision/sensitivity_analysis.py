@@ -1,6 +1,6 @@
 """Stage 4 of 8: one layer at a time on integers: how much each costs, measured on the validation pictures.
 
-Reads   models/<RUN>/model_<FILE>.pth       (ptq_tensorrt.py), model_fp32.pth (qat_pytorch.py)
+Reads   models/<RUN>/model_<QUANTIZED>.pth  (ptq_tensorrt.py), model_fp32.pth (qat_pytorch.py)
 Writes  models/<RUN>/sensitivity.json
 Next    mixed_precision.py
 """
@@ -13,10 +13,10 @@ from lowbit.vision.preprocessing import read_preprocessing
 from lowbit.vision.run import FP32, TRAIN, data_files, folded_network, load, variants
 from lowbit.vision.sensitivity import Judge, measure_layers
 
-# ---- settings: edit here, or for one run: --file ptq_entropy_int8 ---------------------------------
+# ---- settings: edit here, or for one run: --quantized ptq_entropy_int8 ---------------------------------
 RUN = "vision"                  # folder under models/ shared by the stages
 DATA_DIR = "data/pictures"      # folder of valid/
-FILE = "ptq_minmax_int8"        # the quantized network whose scales are used
+QUANTIZED = "ptq_minmax_int8"   # the quantized network whose scales are used
 VALID_PICTURES = 0              # validation pictures that are asked; 0 = all
 SKIP_BAD = False                # leave out pictures that cannot be used instead of refusing them all
 # --------------------------------------------------------------------------------------------------
@@ -36,8 +36,9 @@ def main(settings):
     claim(folder)
     made = {variant.name: variant for variant in variants(folder)}
     quantized = [name for name, variant in made.items() if variant.target]
-    check(FILE in quantized, f"FILE is {FILE!r}; this run has {', '.join(quantized) or 'no quantized network'}")
-    variant = made[FILE]
+    check(QUANTIZED in quantized,
+          f"QUANTIZED is {QUANTIZED!r}; this run has {', '.join(quantized) or 'no quantized network'}")
+    variant = made[QUANTIZED]
     read = data_files(folder) + recorded(folder, TRAIN, f"model_{FP32}.pth") + recorded(
         folder, variant.stage, variant.weights)
     crops, labels = read_splits(folder, resolve(DATA_DIR), ("valid",), SKIP_BAD)["valid"]
@@ -47,7 +48,7 @@ def main(settings):
     found = measure_layers(judge, load(folder, variant), variant, say)
     order = sorted(found, key=lambda name: -found[name]["divergence"])
     with atomic_folder(folder) as scratch:
-        write_json(scratch / SENSITIVITY, {"file": FILE, "pictures": len(judge.split[0]), "order": order,
+        write_json(scratch / SENSITIVITY, {"file": QUANTIZED, "pictures": len(judge.split[0]), "order": order,
                                            "layers": found})
         names = publish(scratch)
     record(folder, STAGE, settings, read, names)

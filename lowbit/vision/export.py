@@ -40,6 +40,7 @@ def export(model: fx.GraphModule, path: Path, size: int) -> None:
     exported = onnx.load(path)
     settle_constants(exported.graph)
     name_layers(exported.graph)
+    shorten_names(exported.graph)
     onnx.checker.check_model(exported)
     onnx.save(exported, path)
     check_stored(model, path)
@@ -80,6 +81,16 @@ def name_layers(graph: onnx.GraphProto) -> None:
             node.name = f"/{layer}/{what}/{node.op_type}"
         else:
             node.name = f"/{layer}/{node.op_type}"
+
+
+def shorten_names(graph: onnx.GraphProto) -> None:
+    """Give what flows between operators names of a few letters, in place: the exporter's are 2 % of a small file."""
+    kept = {held.name for held in (*graph.input, *graph.output, *graph.initializer)} | {""}
+    known: dict[str, str] = {}
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [name if name in kept else known.setdefault(name, f"t{len(known):x}") for name in names]
+    del graph.value_info[:]
 
 
 def stored_tensors(path: Path) -> dict[str, np.ndarray]:

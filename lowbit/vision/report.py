@@ -45,6 +45,7 @@ def trade_picture(results: dict) -> str:
     axis.set(xlabel="one picture, median ms", ylabel="test accuracy, %")
     axis.set_xlim(left=0)
     axis.margins(y=0.2)
+    axis.set_ylim(top=min(axis.get_ylim()[1], 100.5))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -39,12 +39,12 @@ class _WrittenConstant(torch.autograd.Function):
     """What the exporter writes of stored integers [channels, ...]: DequantizeLinear along axis 0."""
 
     @staticmethod
-    def forward(ctx, integers, scale, zero_point):
+    def forward(ctx, integers, scale, *zero_point):
         return integers.float() * scale.view(-1, *[1] * (integers.ndim - 1))
 
     @staticmethod
-    def symbolic(g, integers, scale, zero_point):
-        return g.op("DequantizeLinear", integers, scale, zero_point, axis_i=0).setType(
+    def symbolic(g, integers, scale, *zero_point):
+        return g.op("DequantizeLinear", integers, scale, *zero_point, axis_i=0).setType(
             integers.type().with_dtype(torch.float32))
 
 
@@ -145,8 +145,7 @@ class FoldedLayer(nn.Module):
                  "weight.zero_point": torch.zeros(len(scale), dtype=torch.int8)}
         if bias is not None and self.source is not None:
             step = scale * self.source.scale
-            found |= {"bias.integers": (bias / step).round().to(torch.int32), "bias.scale": step,
-                      "bias.zero_point": torch.zeros(len(scale), dtype=torch.int32)}
+            found |= {"bias.integers": (bias / step).round().to(torch.int32), "bias.scale": step}
         elif bias is not None:
             found["bias"] = bias.detach()
         return found
@@ -160,8 +159,8 @@ class FoldedLayer(nn.Module):
         """(weight, bias) of what freeze() kept."""
         def constant(part):
             if hasattr(self, f"stored_{part}_integers"):
-                return _WrittenConstant.apply(*(getattr(self, f"stored_{part}_{end}")
-                                                for end in ("integers", "scale", "zero_point")))
+                ends = ("integers", "scale", "zero_point")[: 3 if part == "weight" else 2]  # int32's is 0 by default
+                return _WrittenConstant.apply(*(getattr(self, f"stored_{part}_{end}") for end in ends))
             return getattr(self, f"stored_{part}", None)
 
         return constant("weight"), constant("bias")

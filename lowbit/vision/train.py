@@ -14,7 +14,7 @@ from torch.nn import functional
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import atomic_folder, publish, shown
 from lowbit.training.checkpoints import fingerprint_of
-from lowbit.vision.placement import layers_of, pairs_of
+from lowbit.vision.placement import pairs_of
 from lowbit.vision.preprocessing import Preprocessing
 
 SHIFT = 8  # a training picture is moved by at most a SHIFT-th of its side
@@ -172,10 +172,3 @@ def train(model: nn.Module, data: dict, preprocessing: Preprocessing, s: dict, p
         model.load_state_dict(training.best_state)
     model.eval()
     return training.history
-
-
-def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Give a placed network the weights of its folded one; scales stay as they are."""
-    theirs = layers_of(source)
-    for name, layer in layers_of(target).items():
-        layer.load_state_dict(theirs[name].state_dict(), strict=False)

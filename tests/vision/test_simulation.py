@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
+from types import ModuleType
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-import openvino
 import pytest
 import torch
 from stage_runs import ENVIRONMENT, ROOT
@@ -15,12 +15,15 @@ from torch.nn import functional
 
 from lowbit.graph.census import layer_census, openvino_layer_census
 from lowbit.pipeline.errors import UserError
+from lowbit.vision import torchvision_import
 from lowbit.vision.calibrate import GUARD, METHODS, calibrate
 from lowbit.vision.export import INPUT, OUTPUT, check_fp32, check_stored, export, stored_tensors
 from lowbit.vision.networks import build, load_published, settle_statistics
 from lowbit.vision.placement import fold, layers_of, pairs_of, place_pairs
 from lowbit.vision.simulation import FoldedLayer
 from lowbit.vision.trt_rules import check
+
+openvino = pytest.importorskip("openvino", reason="openvino is not installed: requirements-openvino.txt")
 
 SIZE = 16
 TARGETS = ("tensorrt", "onnxruntime")
@@ -345,3 +348,24 @@ def test_a_layer_without_norm_or_bias_is_itself():
     layer = FoldedLayer(plain)
     assert layer.folded() == (plain.weight, None)
     assert torch.equal(layer(torch.ones(2, 4)), plain(torch.ones(2, 4)))
+
+
+def test_a_torchvision_that_imports_by_itself_is_left_alone(monkeypatch):
+    """No operator is declared; one that stops for another reason keeps its error."""
+    found = ModuleType("torchvision.models")
+    monkeypatch.setitem(sys.modules, "torchvision.models", found)
+    assert torchvision_import.torchvision_models() is found
+    assert torchvision_import._declared == []
+
+    def broken(name):
+        raise RuntimeError("another fault")
+
+    monkeypatch.setattr(torchvision_import, "package", broken)
+    with pytest.raises(RuntimeError, match="another fault"):
+        torchvision_import.torchvision_models()
+
+
+def test_an_absent_package_is_named_with_its_command(monkeypatch, tmp_path):
+    monkeypatch.setattr(torchvision_import, "FOLDER", tmp_path / "none")
+    with pytest.raises(UserError, match="no_such_package is not installed: `pip install"):
+        torchvision_import.package("no_such_package")

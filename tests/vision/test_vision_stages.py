@@ -147,7 +147,8 @@ def test_other_classes_than_the_run_was_made_for_are_refused(finished, tmp_path)
     (TRAIN, ("--model", "alexnet"), "MODEL is 'alexnet'"), (TRAIN, ("--target", "gpu"), "TARGET is 'gpu'"),
     (TRAIN, ("--weight-bits", 3), "WEIGHT_BITS is 3"), (TRAIN, ("--model", "vgg16"), "vgg16 takes pictures of 224"),
     (PTQ, ("--method", "best"), "METHOD names 'best'"), (PTQ, ("--target", "tensorrt,openvino"), "the same file"),
-    (SENSITIVE, ("--file", "fp32"), "FILE is 'fp32'"), (EVALUATE, ("--runtimes", "tensorrt"), "RUNTIMES names"),
+    (SENSITIVE, ("--quantized", "fp32"), "QUANTIZED is 'fp32'"),
+    (EVALUATE, ("--runtimes", "tensorrt"), "RUNTIMES names"),
     (EVALUATE, ("--files", "qat_int8"), "it must name fp32"), (MIX, ("--max-drop", -1), "MAX_DROP is -1")])
 def test_settings_that_cannot_work_are_refused(finished, pictures, name, flags, said):
     done = stage(name, finished[0], "--data-dir", pictures, *flags)

@@ -107,11 +107,11 @@ check: .venv/installed
 	$(PY) -m mypy
 	$(PY) -m pytest -m "not stages"
 
-# everything
+# everything; two processes, a file of tests each
 test: .venv/installed .venv/openvino .venv/ray .venv/notebook .venv/serve .venv/web .venv/xai .venv/tinybert .venv/vision
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'

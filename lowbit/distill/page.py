@@ -128,4 +128,4 @@ def page(title: str, part: dict) -> str:
                            trim_blocks=True, lstrip_blocks=True).get_template("report.html.jinja")
     results = part["results"]
     return template.render(title=title, sections=[part], machine=results["machine"],
-                           advice=integer_advice(results["machine"]), versions=results["versions"])
+                           advice=integer_advice(results["machine"]), versions=results["versions"], reads={})

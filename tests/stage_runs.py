@@ -127,8 +127,9 @@ def run_stage_script(name: str, *flags: str, cwd: Path = ROOT, fresh: bool = Fal
         server.stdin.write(json.dumps({"argv": argv, "cwd": str(cwd), "stdout": str(out), "stderr": str(err)}) + "\n")
         child = int(server.stdout.readline())
         while kill_when is not None and not select.select([server.stdout], [], [], POLL_SECONDS)[0]:
-            if kill_when():
-                os.kill(child, kill_with)
-                break
+            with contextlib.suppress(FileNotFoundError):  # a folder got another name while kill_when looked into it
+                if kill_when():
+                    os.kill(child, kill_with)
+                    break
         returncode = int(server.stdout.readline())
         return Finished(returncode, out.read_text(errors="replace"), err.read_text(errors="replace"))

@@ -3,21 +3,14 @@
     divergence = mean over pictures of KL(softmax(FP32 logits) || softmax(logits with this one layer on integers))
 """
 
-import numpy as np
-from scipy.special import log_softmax
 from torch import fx
 
+from lowbit.measure.score import divergence
 from lowbit.vision.data import Split
 from lowbit.vision.placement import layers_of, pairs_of, place_pairs
 from lowbit.vision.preprocessing import Preprocessing
 from lowbit.vision.run import Variant
 from lowbit.vision.train import outputs_of
-
-
-def divergence(outputs: np.ndarray, reference: np.ndarray) -> float:
-    """Mean Kullback-Leibler divergence in nats of logits [n, classes] from the reference's."""
-    ours, theirs = (log_softmax(values.astype(np.float64), axis=-1) for values in (outputs, reference))
-    return float((np.exp(theirs) * (theirs - ours)).sum(-1).mean())
 
 
 def with_floats(folded: fx.GraphModule, calibrated: fx.GraphModule, variant: Variant,

@@ -10,11 +10,11 @@ as it simulates it, and as a file of this project's with the same bits.
 """
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from own_environment import environment
 
 from lowbit.data.task import task_of_run
 from lowbit.data.tokens import load_reader
@@ -70,17 +70,6 @@ print("ANSWER" + json.dumps(answers))
 """
 
 
-def environment() -> Path:
-    """The Python of results/modelopt-env, made if it is not there with what it NEEDS."""
-    folder = ROOT / "results" / "modelopt-env"
-    made = folder / "made.json"
-    if not (made.exists() and json.loads(made.read_text(encoding="utf-8")) == list(NEEDS)):
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([folder / "bin" / "pip", "install", "--quiet", *NEEDS], check=True)
-        write_json(made, list(NEEDS))
-    return folder / "bin" / "python"
-
-
 def our_choice(files: Files, modules: dict, bits: float) -> dict[str, float]:
     """The assignment that mixed/ finds for a mean of `bits` over Linear weights, tables in FP32."""
     choices = {name: [FP32] if part == "tables" else [8.0, 4.0] for name, part in files.parts.items()}
@@ -105,7 +94,8 @@ def main(settings):
     choose, measure = ([rows[i] for i in part] for part in halves(len(rows)))
     choose = chosen_texts(choose, TEXTS, SEED)
     asked = {"folder": str(source), "choose": choose, "measure": measure, "bits": wanted}
-    done = subprocess.run([environment(), "-c", CHILD], input=json.dumps(asked), capture_output=True, text=True)
+    python = environment("modelopt", NEEDS)
+    done = subprocess.run([python, "-c", CHILD], input=json.dumps(asked), capture_output=True, text=True)
     check(done.returncode == 0, f"ModelOpt ended with: {done.stderr[-800:]}")
     theirs = json.loads(done.stdout[done.stdout.index("ANSWER") + len("ANSWER"):])
     files, others = Files(source, choose, reader.pad_id), Files(source, measure, reader.pad_id)

@@ -11,10 +11,10 @@ texts that are cleaned already. predict.py cleans, and reads and writes a file, 
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
+from own_environment import environment
 from packed_process import predict
 
 from lowbit.data.tokens import load_reader
@@ -60,19 +60,8 @@ for line in sys.stdin:
 """
 
 
-def environment() -> Path:
-    """The Python of results/optimum-env, made if it is not there with what it NEEDS."""
-    folder = ROOT / "results" / "optimum-env"
-    made = folder / "made.json"
-    if not (made.exists() and json.loads(made.read_text(encoding="utf-8")) == list(NEEDS)):
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([folder / "bin" / "pip", "install", "--quiet", *NEEDS], check=True)
-        write_json(made, list(NEEDS))
-    return folder / "bin" / "python"
-
-
 def main(settings):
-    python, batches = environment(), whole_numbers(BATCHES, "BATCHES")
+    python, batches = environment("optimum", NEEDS), whole_numbers(BATCHES, "BATCHES")
     packs = [resolve(name.strip()) for name in MODEL_DIRS.split(",")]
     run, texts = run_dir(RUN), read_tsv(resolve(DATA_DIR) / "train.tsv")[0][:TEXTS]
     reader, model = load_reader(run), load_run(run)

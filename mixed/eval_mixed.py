@@ -15,13 +15,13 @@ from lowbit.data.tokens import load_reader
 from lowbit.graph.agreement import simulated_logits
 from lowbit.int4.arithmetic import FP32 as FP32_GRAPH
 from lowbit.measure.evaluate import evaluate
-from lowbit.measure.report import agreement_lines
+from lowbit.measure.report import agreement_lines, write_report
 from lowbit.mixed.assignment import ASSIGNMENT, read_assignment
 from lowbit.mixed.assignment import INT8 as INT8_BITS
 from lowbit.mixed.budget import bytes_table
 from lowbit.mixed.file import load_trained
 from lowbit.mixed.files import SOURCE, WEIGHTS, Files, simulated
-from lowbit.mixed.report import INT8, comparison_lines, write_comparison
+from lowbit.mixed.report import INT8, comparison_lines, pareto
 from lowbit.mixed.search import random_assignment
 from lowbit.mixed.sensitivity import SENSITIVITY
 from lowbit.pipeline.files import atomic_folder, claim, publish, run_dir, shown
@@ -95,8 +95,8 @@ def main(settings):
                                            folder / ships["file"]}, folder, reader,
                                 partial(simulated_logits, model, pad_id=reader.pad_id))
     results |= {"budget": held["budget"], "trained": trained}
-    names = write_comparison(folder, results, reports, paths)
-    record(folder, STAGE, settings, read, names)
+    names = write_report(folder, results, reports, draw_more=pareto)
+    record(folder, STAGE, settings, read, names + [path.name for path in paths.values()])
     (base, first), *_, (low, last) = results["files"].items()
     print(*comparison_lines(results), *agreement_lines({"files": {base: first, low: last}}), sep="\n")
     print(f"deploy {shown(folder / ships['file'])}")

@@ -69,20 +69,26 @@ def csv_text(files: dict, *heads: str) -> str:
     return out.getvalue()
 
 
-def write_report(folder: Path, results: dict, reports: dict[str, str], ranges: dict | None = None) -> list[str]:
+def write_report(folder: Path, results: dict, reports: dict[str, str], ranges: dict | None = None,
+                 draw_more=None) -> list[str]:
     """results.json, results.csv, classification_report.txt and pictures of stage 4; returns their names.
 
-    With learned activation `ranges` (training.calibration.observed_ranges) also activation_ranges.png.
+    The pictures show the first file, FP32, and the last. With learned activation `ranges`
+    (training.calibration.observed_ranges) also activation_ranges.png. `draw_more(results, folder)` adds others.
     """
+    (base, first), *_, (low, last) = results["files"].items()
+    two = results | {"files": {base: first, low: last}}
     with atomic_folder(folder) as scratch:
         write_json(scratch / RESULTS, results)
         (scratch / "results.csv").write_text(csv_text(results["files"]), encoding="utf-8")
         (scratch / "classification_report.txt").write_text(
             "\n".join(f"{name}\n{text}" for name, text in reports.items()), encoding="utf-8")
-        plot_quality(results, scratch)
-        plot_speed(results, scratch / "speed.png")
+        plot_quality(two, scratch)
+        plot_speed(two, scratch / "speed.png")
         if ranges:
             plot_ranges(ranges, scratch / "activation_ranges.png")
+        if draw_more:
+            draw_more(results, scratch)
         names = publish(scratch)
     print(f"wrote {', '.join(names)} in {shown(folder)}")
     return names

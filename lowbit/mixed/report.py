@@ -6,10 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-from lowbit.measure.plots import plot_quality, plot_speed
-from lowbit.measure.record import RESULTS, metrics, quality_metrics, task_of_results
-from lowbit.measure.report import csv_text
-from lowbit.pipeline.files import atomic_folder, publish, shown, write_json
+from lowbit.measure.record import metrics, quality_metrics, task_of_results
 
 INT8 = "uniform 8"
 # how a file's name starts, what its kind is called, its colour, its marker
@@ -44,7 +41,7 @@ def comparison_lines(results: dict) -> list[str]:
                     f"({min(ratios):.2f} to {max(ratios):.2f} by turn)"]
 
 
-def pareto(results: dict, path: Path) -> None:
+def pareto(results: dict, folder: Path) -> None:
     """Size against divergence from FP32 and against quality, on test."""
     files, task = results["files"], task_of_results(results)
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
@@ -75,21 +72,4 @@ def pareto(results: dict, path: Path) -> None:
                       fontsize=10)
     axes[1].set_title(f"test {quality_metrics(task)[0].heading}", fontsize=10)
     axes[1].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
-
-
-def write_comparison(folder: Path, results: dict, reports: dict[str, str], compared: dict[str, Path]) -> list[str]:
-    """results.json, results.csv, classification_report.txt, pictures, and the compared files; returns their names."""
-    (base, first), *_, (low, last) = results["files"].items()
-    two = results | {"files": {base: first, low: last}}
-    with atomic_folder(folder) as scratch:
-        write_json(scratch / RESULTS, results)
-        (scratch / "results.csv").write_text(csv_text(results["files"]), encoding="utf-8")
-        (scratch / "classification_report.txt").write_text(
-            "\n".join(f"{name}\n{text}" for name, text in reports.items()), encoding="utf-8")
-        plot_quality(two, scratch)
-        plot_speed(two, scratch / "speed.png")
-        pareto(results, scratch / "pareto.png")
-        names = publish(scratch)
-    print(f"wrote {', '.join(names)} in {shown(folder)}")
-    return names + [path.name for path in compared.values()]
+    figure.savefig(folder / "pareto.png", dpi=130)

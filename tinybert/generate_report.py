@@ -9,7 +9,7 @@ from lowbit.data.tokens import load_reader
 from lowbit.data.tsv import read_split
 from lowbit.distill.comparison import refuse_other_run, students_in
 from lowbit.distill.losses import read_map
-from lowbit.distill.page import layer_picture, page, section, shortest
+from lowbit.distill.page import layer_picture, section_of_task, shortest
 from lowbit.distill.places import (
     DISTIL,
     FINETUNE,
@@ -27,6 +27,7 @@ from lowbit.pipeline.files import claim, resolve, shown, write_text
 from lowbit.pipeline.manifest import settings_of, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
+from lowbit.ptq.page import page
 from lowbit.ptq.results import read_results
 from lowbit.training.encoder import load_run
 
@@ -79,8 +80,8 @@ def main(settings):
         refuse_other_run(resolve(RESULTS) / task_name, MEASURE, RUN)
         results, out = results_of(task_name), resolve(RESULTS) / task_name
         claim(out)
-        part = section(results, stages_of(out), pictures_of(task_name, results))
-        write_text(out / "report.html", page(f"{TITLE}: {task_name}", part))
+        part = section_of_task(results, stages_of(out), pictures_of(task_name, results))
+        write_text(out / "report.html", page(f"{TITLE}: {task_name}", [part], {}))
         print(f"  {task_name}: ship {part['method']}: {part['why']}")
         print(f"wrote {shown(out / 'report.html')}", flush=True)
 

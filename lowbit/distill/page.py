@@ -1,28 +1,21 @@
 """The page of one task: the matrix's own HTML, filled with teacher and students, and what each layer follows, pictured.
 """
 
-import base64
-import io
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from lowbit.data.tokens import load_reader, pad
 from lowbit.data.tsv import Text
 from lowbit.distill.comparison import columns
 from lowbit.distill.follow import load_trained
-from lowbit.measure.record import COULD_NOT_RUN, measured_files, metrics, task_of_results
-from lowbit.pipeline.files import ROOT
-from lowbit.pipeline.machine import integer_advice
-from lowbit.ptq.advice import recommend, target_rows
-from lowbit.ptq.plots import draw, plots_of, style
-from lowbit.ptq.results import verdict
+from lowbit.ptq.advice import recommend
+from lowbit.ptq.page import inlined, section
+from lowbit.ptq.plots import style
 
-TEMPLATES = ROOT / "ptq"  # of report.html.jinja
 CAPTIONS = {
     "accuracy_size": "Quality on test against the size of the file; the line joins the files that no smaller one "
                      "beats. FP32 is the teacher's.",
@@ -32,8 +25,6 @@ CAPTIONS = {
     "confusion_matrices": "Test labels: rows are true, columns predicted.",
     "predictions": "True and predicted number of each test text.",
 }
-DETAILS = ("mean_ms", "std_ms", "min_ms", "median_ms", "p95_ms", "max_ms", "eval_loss", "ece", "mean_absolute_error")
-DEPENDENCE = ("batch_dependence.flips", "batch_dependence.texts", "batch_dependence.max_logit_difference")
 MOST_TOKENS = 24  # of the text whose attention is drawn
 
 
@@ -75,18 +66,10 @@ def layer_figure(teacher: list[np.ndarray], student: list[np.ndarray], tokens: l
 
 
 def address(figure_of, dark: bool) -> str:
-    """A figure, made in the page's colours, as the address of an inlined SVG."""
-    drawn = io.BytesIO()
+    """A figure, made in the page's colours, inlined."""
     with matplotlib.rc_context(style(dark)):
-        figure_of().savefig(drawn, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}"
-
-
-def plot_address(name: str, results: dict, dark: bool) -> str:
-    """One of the matrix's pictures, likewise."""
-    drawn = io.BytesIO()
-    draw(name, results, drawn, "svg", dark)
-    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+        return inlined(lambda drawn: figure_of().savefig(drawn, format="svg", transparent=True, bbox_inches="tight",
+                                                         metadata={"Date": None}))
 
 
 def layer_picture(name: str, teacher: Path, student: Path, layer_map: list[int], text: Text) -> tuple:
@@ -102,30 +85,6 @@ def layer_picture(name: str, teacher: Path, student: Path, layer_map: list[int],
             *(address(lambda: layer_figure(theirs, ours, tokens, layer_map), dark) for dark in (False, True)))
 
 
-def section(results: dict, stages: dict, pictures: list[tuple]) -> dict:
+def section_of_task(results: dict, stages: dict, pictures: list[tuple]) -> dict:
     """What the template shows of one task."""
-    measured = measured_files(results)
-    base = next(iter(measured.values()))
-    method, why = recommend(results)
-    return {
-        "name": results["experiment"]["name"], "results": results, "rows": measured, "base": base, "trained": True,
-        "task": task_of_results(results), "columns": columns(results),
-        "details": [metric for metric in metrics(*DETAILS) if metric.value(base) is not None],
-        "dependence": [metric for metric in metrics(*DEPENDENCE) if metric.value(base) is not None],
-        "verdicts": {row: verdict(row, results) for row in measured},
-        "missing": {row: found["reason"] for row, found in results["files"].items()
-                    if found["status"] == COULD_NOT_RUN},
-        "method": method, "why": why, "best": measured[method], "targets": target_rows(results, method),
-        "pictures": [*pictures, *((plot, CAPTIONS[plot], plot_address(plot, results, False),
-                                   plot_address(plot, results, True)) for plot in plots_of(results))],
-        "stages": sorted((made for made in stages.values() if "results.json" in made["writes"]),
-                         key=lambda made: made["finished"])}
-
-
-def page(title: str, part: dict) -> str:
-    """The HTML of one section."""
-    template = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                           trim_blocks=True, lstrip_blocks=True).get_template("report.html.jinja")
-    results = part["results"]
-    return template.render(title=title, sections=[part], machine=results["machine"],
-                           advice=integer_advice(results["machine"]), versions=results["versions"], reads={})
+    return section(results, stages, columns(results), CAPTIONS, *recommend(results), pictures=tuple(pictures))

@@ -5,8 +5,7 @@ Writes  RESULTS/report.html                 self-contained: pictures and styles 
 """
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from lowbit.measure.html import filled
 from lowbit.pipeline.files import claim, resolve, shown, write_text
 from lowbit.pipeline.stage import run_stage
 from lowbit.vision.compare import over_seeds, read_runs, seed_lines
@@ -22,13 +21,12 @@ TITLE = "Convolutional networks to INT8"  # heading of the report
 def main(settings):
     found = read_runs(RUN_NAMES)
     first = next(iter(found.values()))
-    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                        trim_blocks=True, lstrip_blocks=True)
     folder = resolve(RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder)
-    write_text(folder / "report.html", pages.get_template("report.html.jinja").render(
-        title=TITLE, sections=[section(*key, results) for key, results in found.items()],
+    write_text(folder / "report.html", filled(
+        Path(__file__).with_name("report.html.jinja"), title=TITLE,
+        sections=[section(*key, results) for key, results in found.items()],
         seeds=[line.strip() for line in seed_lines(over_seeds(found))], machine=first["machine"],
         versions=first["versions"]))
     print(f"wrote {shown(folder / 'report.html')}")

@@ -7,8 +7,7 @@ Next    explain_tsv.py, for a file of texts
 import time
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from lowbit.measure.html import filled
 from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.manifest import record
 from lowbit.pipeline.settings import check
@@ -60,8 +59,6 @@ def main(settings):
           "TEXT is not UTF-8: the shell passed bytes that are no letters")
     check(TOP > 0, f"TOP is {TOP}; it must be above 0")
     folder, out = run_dir(RUN), resolve(RESULTS) / RUN
-    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                        trim_blocks=True, lstrip_blocks=True)
     with Explainer(folder, settings, floors=False, threads=THREADS) as explainer:
         started = time.monotonic()
         found = explainer.record((TEXT, TEXT2) if TEXT2 else TEXT)
@@ -77,8 +74,9 @@ def main(settings):
         write_json(scratch / "explanation.json", {
             "format": FORMAT, "run": RUN, "task": task.as_json(), "settings": settings, "files": files, "text": found})
         view.picture(found, scratch / "explanation.png")
-        (scratch / "explanation.html").write_text(pages.get_template("explanation.html.jinja").render(
-            run=RUN, task=task, settings=settings, files=files, record=found, view=view), encoding="utf-8")
+        (scratch / "explanation.html").write_text(filled(
+            Path(__file__).with_name("explanation.html.jinja"), run=RUN,
+            task=task, settings=settings, files=files, record=found, view=view), encoding="utf-8")
         names = publish(scratch)
     record(out, STAGE, settings, [file.path for file in explainer.files.values()], names)
     print(f"wrote {', '.join(names)} in {shown(out)}")

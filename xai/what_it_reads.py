@@ -6,9 +6,8 @@ Writes  RESULTS/<RUN>/what_it_reads.html    self-contained; ptq/generate_report.
 import json
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from lowbit.data.task import task_of
+from lowbit.measure.html import filled
 from lowbit.pipeline.files import claim, resolve, run_dir, sha256, shown, write_text
 from lowbit.pipeline.manifest import record, recorded, stages_of
 from lowbit.pipeline.settings import check
@@ -57,11 +56,10 @@ def main(settings):
     drift = made(results, "xai/drift.py", "drift.json", out / EXPLANATIONS)
     own = drift and {name: found for name, found in drift["files"].items() if name.rpartition("/")[0] == RUN}
     faithful = made(out, "xai/faithfulness.py", "faithfulness.json", out / EXPLANATIONS)
-    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                        trim_blocks=True, lstrip_blocks=True)
     claim(out)
-    write_text(out / "what_it_reads.html", pages.get_template("what_it_reads.html.jinja").render(
-        run=RUN, task=task, head=head, file=file, method=METHOD, least=LEAST_TEXTS, count=WORDS, records=records,
+    write_text(out / "what_it_reads.html", filled(
+        Path(__file__).with_name("what_it_reads.html.jinja"), run=RUN,
+        task=task, head=head, file=file, method=METHOD, least=LEAST_TEXTS, count=WORDS, records=records,
         explained=explained, words=words_by_label(explained, file, METHOD, LEAST_TEXTS),
         mistakes=mistakes(explained, file, task, MISTAKES), drift=drift_table({"files": own}) if own else None,
         faithful=faithfulness_rows(faithful) if faithful else None, view=view))

@@ -12,8 +12,9 @@ from lowbit.data.tokens import load_reader, pad
 from lowbit.data.tsv import Text
 from lowbit.distill.comparison import columns
 from lowbit.distill.follow import load_trained
+from lowbit.measure.html import inlined
 from lowbit.ptq.advice import recommend
-from lowbit.ptq.page import inlined, section
+from lowbit.ptq.page import section
 from lowbit.ptq.plots import style
 
 CAPTIONS = {

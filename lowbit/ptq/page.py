@@ -1,11 +1,6 @@
 """The matrix as HTML: what ptq/report.html.jinja shows of an experiment, and the page of one or several."""
 
-import base64
-import io
-from collections.abc import Callable
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from lowbit.measure.html import filled, inlined
 from lowbit.measure.record import COULD_NOT_RUN, Metric, measured_files, metrics, task_of_results
 from lowbit.pipeline.files import ROOT
 from lowbit.pipeline.machine import integer_advice
@@ -16,13 +11,6 @@ from lowbit.ptq.results import verdict
 TEMPLATE = ROOT / "ptq" / "report.html.jinja"
 DETAILS = ("mean_ms", "std_ms", "min_ms", "median_ms", "p95_ms", "max_ms", "eval_loss", "ece", "mean_absolute_error")
 DEPENDENCE = ("batch_dependence.flips", "batch_dependence.texts", "batch_dependence.max_logit_difference")
-
-
-def inlined(write_svg: Callable[[io.BytesIO], object]) -> str:
-    """What a function writes as SVG into a file, as an address that stands inside the page."""
-    drawn = io.BytesIO()
-    write_svg(drawn)
-    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}"
 
 
 def picture(name: str, results: dict, dark: bool) -> str:
@@ -58,8 +46,6 @@ def section(results: dict, stages: dict, columns: list[Metric], captions: dict[s
 
 def page(title: str, sections: list[dict], reads: dict[str, str]) -> str:
     """The HTML; `reads`: run -> address of its page of what the model reads, to be linked."""
-    template = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined,
-                           trim_blocks=True, lstrip_blocks=True).get_template(TEMPLATE.name)
     first = sections[0]["results"]
-    return template.render(title=title, sections=sections, machine=first["machine"],
-                           advice=integer_advice(first["machine"]), versions=first["versions"], reads=reads)
+    return filled(TEMPLATE, title=title, sections=sections, machine=first["machine"],
+                  advice=integer_advice(first["machine"]), versions=first["versions"], reads=reads)

@@ -1,10 +1,8 @@
 """What the report says of a run in one runtime: targets beside what was measured, and a picture of the trade."""
 
-import base64
-import io
-
 from matplotlib.figure import Figure
 
+from lowbit.measure.html import inlined
 from lowbit.vision.evaluate import columns_of
 from lowbit.vision.run import CONTROL, FP32
 
@@ -49,9 +47,7 @@ def trade_picture(results: dict) -> str:
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg")
-    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+    return inlined(lambda drawn: figure.savefig(drawn, format="svg"))
 
 
 def section(name: str, runtime: str, results: dict) -> dict:

@@ -10,6 +10,7 @@ from lowbit.pipeline.files import shown
 
 SPLITS = ("train", "valid", "test")
 BAD_ROWS_SHOWN = 10
+BAD_ROW_LENGTH = 1000  # characters of a row that an error shows
 BOM = b"\xef\xbb\xbf"
 
 Text = str | tuple[str, ...]  # one text of a row, or the two of a pair
@@ -55,7 +56,7 @@ def read_tsv(path: Path, task: Task = SENTIMENT) -> tuple[list[Text], Answers]:
 
     A text is a str, or a tuple of two for a pair. Columns are found by a first line that names them all (others may
     stand beside them), and without one they are the task's texts and its label, in this order and no more.
-    Raises UserError for a missing or empty file, and for bad rows: the first ten in full, and their total.
+    Raises UserError for a missing or empty file, and for bad rows: the first ten, and their total.
     """
     wanted = "<TAB>".join((*task.texts, task.answer))
     if not path.is_file():
@@ -95,11 +96,13 @@ def read_tsv(path: Path, task: Task = SENTIMENT) -> tuple[list[Text], Answers]:
 
 
 def refuse_bad_rows(path: Path, bad: list[str], total: int) -> None:
-    """Raise UserError with the first ten sentences of `bad` and their number, if there are any."""
+    """Raise UserError with the first ten sentences of `bad`, cut where a row is long, and their number, if any are bad.
+    """
     if bad:
+        told = [row if len(row) <= BAD_ROW_LENGTH else f"{row[:BAD_ROW_LENGTH]}…" for row in bad[:BAD_ROWS_SHOWN]]
         more = f"\n  … and {len(bad) - BAD_ROWS_SHOWN} more" if len(bad) > BAD_ROWS_SHOWN else ""
         raise UserError(f"{shown(path)} has {len(bad)} bad row{'s' * (len(bad) > 1)} of {total}; "
-                        "correct them and run again:\n  " + "\n  ".join(bad[:BAD_ROWS_SHOWN]) + more)
+                        "correct them and run again:\n  " + "\n  ".join(told) + more)
 
 
 def read_split(folder: Path, split: str, task: Task = SENTIMENT) -> tuple[list[Text], Answers]:

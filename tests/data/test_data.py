@@ -91,6 +91,15 @@ def test_of_many_bad_rows_the_first_ten_and_the_total_are_told(file):
     assert "15 more" in sentence
 
 
+@pytest.mark.parametrize("row", [b"salah " * 100_000, b"enak\t" + b"salah " * 100_000], ids=["no label", "a long one"])
+def test_a_long_bad_row_does_not_fill_the_screen(file, row):
+    """The reason and the row's beginning are told."""
+    file.write_bytes(GOOD + row + b"\n")
+    sentence = refusal(file)
+    assert "line 3 has" in sentence and "salah salah" in sentence
+    assert len(sentence) < 2000
+
+
 def test_ten_bad_rows_are_all_told(file):
     """No row stands behind the dots."""
     file.write_bytes(GOOD + b"salah\n" * 10)

@@ -20,9 +20,9 @@ from lowbit.mixed.files import SOURCE, WEIGHTS, Files, halves, simulated
 from lowbit.mixed.memory import Memory
 from lowbit.mixed.plan import search_for
 from lowbit.mixed.sensitivity import SENSITIVITY, chosen_texts
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, sha256, shown, write_json
+from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import machine, versions
-from lowbit.pipeline.manifest import record, recorded, stages_of
+from lowbit.pipeline.manifest import begin_run, record, recorded
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.ptq.matrix import digest
@@ -45,6 +45,7 @@ FINETUNE, ANALYSE = "ptq/finetune_fp32.py", "mixed/sensitivity_analysis.py"
 STAGE, EVALUATE = "mixed/mixed_precision.py", "mixed/eval_mixed.py"
 STAGES = {"train": STAGE, "export": STAGE, "quantize": STAGE, "evaluate": EVALUATE}
 FORMAT = 1
+UNFINISHED = "unfinished_search.json"
 
 
 def candidate_lines(candidates, best) -> list[str]:
@@ -87,13 +88,10 @@ def main(settings):
     rows = reader.rows(texts)
     search_rows, confirm_rows = ([rows[i] for i in part] for part in halves(len(rows)))
     search_rows = chosen_texts(search_rows, TEXTS or len(search_rows), SEED)
-    check(not (folder / RUN_FILES[0]).exists() or STAGE in stages_of(folder),
-          f"RUN is {RUN!r}, a folder that holds another model: choose a new name")
-    folder.mkdir(parents=True, exist_ok=True)
-    claim(folder)
+    begin_run(folder, STAGE, UNFINISHED)
     circumstances = (search_rows, versions(), [sha256(path) for path in (source / SOURCE, source / WEIGHTS)],
                      sha256(resolve(mixed_files.__file__)))
-    memory = Memory(folder / "unfinished_search.json", digest(*circumstances))
+    memory = Memory(folder / UNFINISHED, digest(*circumstances))
     files = Files(source, search_rows, reader.pad_id)
     modules = json.loads((source / SENSITIVITY).read_text(encoding="utf-8"))["modules"]
     search = search_for(budget, choices, KEEP_SPEED, TOKENS, files, reader, memory, modules)

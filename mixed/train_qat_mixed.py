@@ -52,8 +52,6 @@ def main(settings):
     source = run_dir(settings_of(mixed, MIX)["FP32_RUN"])
     read += recorded(source, FINETUNE, SOURCE, WEIGHTS, *RUN_FILES)
     check(source.name != RUN, f"RUN is {RUN!r}, the model that the mix was made from: name another, it is made")
-    check(not (folder / RUN_FILES[0]).exists() or STAGE in stages_of(folder),
-          f"RUN is {RUN!r}, a folder that holds another model: choose a new name")
     like = {name: settings_of(source, FINETUNE)[name] for name in LIKE} | {"ASSIGNMENT": sha256(mixed / ASSIGNMENT)}
     held, trainer = read_assignment(mixed / ASSIGNMENT), follower()
 

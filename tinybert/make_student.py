@@ -17,8 +17,8 @@ from lowbit.distill.cut import check_fits, cut, used
 from lowbit.distill.follow import load_trained
 from lowbit.distill.losses import read_map
 from lowbit.distill.places import FINETUNE, WEIGHTS, check_names, data_folder, made_by, start_dir, teacher_dir
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, shown, write_json
-from lowbit.pipeline.manifest import is_made, record
+from lowbit.pipeline.files import atomic_folder, publish, resolve, shown, write_json
+from lowbit.pipeline.manifest import begin_run, is_made, record
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.encoder import RUN_FILES, load_pretrained, save_run
@@ -91,14 +91,12 @@ def main(settings):
     set_seed(SEED)
     teacher = load_trained(folder, every_token=True)
     student, reader, kept = first_weights(teacher, folder, data, task)
-    out.mkdir(parents=True, exist_ok=True)
-    claim(out)
+    begin_run(out, STAGE)
     with atomic_folder(out) as scratch:
         student.save_pretrained(scratch)
         save_run(scratch, student, reader, task)
         write_json(scratch / "cut.json", kept)
-        names = publish(scratch)
-    record(out, STAGE, settings, read, names)
+        record(out, STAGE, settings, read, publish(scratch))
     before, after = (sum(p.numel() for p in model.parameters()) / 1e6 for model in (teacher, student))
     layers = f", from its layers {', '.join(map(str, kept['layers']))}" if kept else ""
     print(f"  {after:.1f} M parameters; the teacher has {before:.1f} M{layers}")

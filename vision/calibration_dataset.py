@@ -9,8 +9,8 @@ import json
 from collections import Counter
 
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, shown
-from lowbit.pipeline.manifest import record
+from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, shown
+from lowbit.pipeline.manifest import begin_run, record
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.vision.calibration_set import CALIBRATION, STAGE, draw, task_of_classes
@@ -34,14 +34,13 @@ def main(settings):
     preprocessing = from_settings(settings)
     data_dir, folder = resolve(DATA_DIR), run_dir(RUN)
     found = draw(data_dir, PICTURES, SEED, SKIP_BAD)
-    folder.mkdir(parents=True, exist_ok=True)
-    claim(folder)
+    begin_run(folder, STAGE)
     with atomic_folder(folder) as scratch:
         for name, value in ((CALIBRATION, found), (PREPROCESSING, preprocessing.as_json()),
                             ("task.json", task_of_classes(tuple(found["classes"])).as_json())):
             (scratch / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         names = publish(scratch)
-    record(folder, STAGE, settings, [], names)
+        record(folder, STAGE, settings, [], names)
     counts = Counter(entry["class"] for entry in found["pictures"])
     print(f"  {len(found['pictures'])} pictures of {len(counts)} classes, {min(counts.values())} to "
           f"{max(counts.values())} of each; none has the pixels of a test picture")

@@ -14,7 +14,7 @@ from lowbit.xai.explain import FORMAT, Explainer
 from lowbit.xai.faithfulness import faithfulness_of, judge_text
 from lowbit.xai.many import EXPLANATIONS, read_explanations, refuse_other_files
 from lowbit.xai.tables import aligned, faithfulness_rows, markdown, plot_curves
-from lowbit.xai.variants import TOGETHER
+from lowbit.xai.variants import AT_ONCE
 
 # ---- settings: edit here, or for one run: faithfulness.py my-run ----------------------------------
 RUN = "indobert-qat-int8-smsa"  # a run that explain_tsv.py has explained
@@ -38,7 +38,7 @@ def main(settings):
     with Explainer(folder, asking, floors=False, threads=THREADS) as explainer:
         refuse_other_files(head, explainer)
         for name, file in explainer.files.items():
-            texts = [judge_text(explainer.asked(file, explainer.read(given), 1 if file.alone else TOGETHER), found,
+            texts = [judge_text(explainer.asked(file, explainer.read(given), 1 if file.alone else AT_ONCE), found,
                                 name, RANDOM_ORDERS, SEED)
                      for found in records if "refused" not in found
                      for given in [found["texts"][0] if len(found["texts"]) == 1 else tuple(found["texts"])]]

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import external_data, sha256, shown, write_json
+from lowbit.pipeline.files import SCRATCH, claim, external_data, sha256, shown, write_json
 from lowbit.pipeline.machine import machine, versions
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # of manifest.json; 1 had no number
+MODEL_FILES = (".json", ".onnx", ".pth", ".safetensors")  # what stages write over in a run's folder ends so
 
 
 def read_manifest(folder: Path) -> dict:
@@ -51,6 +52,26 @@ def shipped(folder: Path) -> dict:
         raise UserError(f"{shown(folder)} holds no low-bit file: run the four stages of int8_eager/, int4_eager/, "
                         f"mixed/ or fp16_eager/ with --run {folder.name} first")
     return manifest["ships"]
+
+
+def begin_run(folder: Path, stage: str, leaves: str = "") -> None:
+    """Make the folder of the run that `stage` begins, or claim the one that it began before.
+
+    Raises UserError for a folder that another stage began, or that holds a model which none recorded.
+    `leaves` is the name in the folder by which an unfinished `stage` is known.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = stages_of(folder)
+    if stage not in stages:
+        unfinished = any(folder.glob("*".join(SCRATCH))) or leaves and (folder / leaves).exists()
+        held = sorted(path.name for path in folder.iterdir() if path.suffix in MODEL_FILES)
+        if stages:
+            raise UserError(f"{shown(folder)} holds another model, which {next(iter(stages))} began: choose a new name "
+                            "for RUN")
+        if held and not unfinished:
+            raise UserError(f"{shown(folder)} holds {held[0]}, which no stage recorded: choose a new name for RUN, or "
+                            "take away what the folder holds")
+    claim(folder)
 
 
 def _digests(folder: Path, reads: list[Path]) -> dict[str, str]:

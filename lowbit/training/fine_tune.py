@@ -24,7 +24,6 @@ from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import (
     SCRATCH,
     atomic_folder,
-    claim,
     file_bytes,
     publish,
     resolve,
@@ -32,7 +31,7 @@ from lowbit.pipeline.files import (
     shown,
     write_json,
 )
-from lowbit.pipeline.manifest import read_manifest, record
+from lowbit.pipeline.manifest import begin_run, record
 from lowbit.pipeline.settings import check
 from lowbit.training.checkpoints import COMPLETE, file_sizes, fingerprint_of, last_checkpoint
 from lowbit.training.encoder import load_pretrained, longest_input, save_run
@@ -192,9 +191,7 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
     check(s["MAX_LENGTH"] <= limit, f"MAX_LENGTH is {s['MAX_LENGTH']}; {s['MODEL_NAME']} reads at most {limit} tokens")
     reader = TextReader(tokenizer, s["CLEANING"], s["MAX_LENGTH"], input_names(model.config, data.task.pairs))
     rows = {name: reader.rows(data.splits[name][0]) for name in ("train", "valid")}
-    out.mkdir(parents=True, exist_ok=True)
-    read_manifest(out)  # one that cannot be added to is refused before the training, not after it
-    claim(out)
+    begin_run(out, stage, "checkpoints")
     fingerprint = fingerprint_of(s, data.files(), model)
     choose_first_token_only(model, s["FIRST_TOKEN_ONLY"])
     if simulate:

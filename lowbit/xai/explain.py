@@ -23,7 +23,7 @@ from lowbit.pipeline.settings import check, chosen
 from lowbit.xai import blackbox
 from lowbit.xai.files import FP32, Explained, files_of
 from lowbit.xai.gradients import attention_rollout, integrated_gradients
-from lowbit.xai.variants import REPLACE, TOGETHER, Asked, mask_id_of, values_of
+from lowbit.xai.variants import AT_ONCE, REPLACE, TOGETHER, Asked, mask_id_of, values_of
 from lowbit.xai.words import Reading, read
 
 METHODS = ("shap", "lime", "occlusion", "ig", "attention")
@@ -96,7 +96,7 @@ class Explainer:
         """The record of a text (see the top), FP32's part from a `known` one; raises UserError as read() does."""
         reading = self.read(text)
         ends = blackbox.whole_and_none(len(reading.words))
-        asked = {name: self.asked(file, reading, 1 if file.alone else TOGETHER) for name, file in self.files.items()}
+        asked = {name: self.asked(file, reading, 1 if file.alone else AT_ONCE) for name, file in self.files.items()}
         label = known["label"] if known else (
             int(asked[FP32].logits(ends[:1])[0].argmax()) if self.task.labels else None)
         found: dict = {"texts": list(reading.texts), "words": [list(word[:3]) for word in reading.words],

@@ -254,7 +254,7 @@ def test_runs_of_other_kinds_are_refused(finetuned, mixed_run, small_data):
         done = stage(name, run, *flags, "--data-dir", small_data) if name == TRAIN else stage(
             name, "bert-mini-id", *flags, "--data-dir", small_data)
         assert done.returncode == 2
-        assert "a folder that holds another model" in done.error
+        assert "choose a new name for RUN" in done.error
 
 
 def test_assignment_changed_by_hand_is_refused(mixed_run, small_data):

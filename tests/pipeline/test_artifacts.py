@@ -17,7 +17,7 @@ from lowbit.pipeline import files as artifacts
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, write_json, write_text
 from lowbit.pipeline.machine import machine
-from lowbit.pipeline.manifest import FORMAT, MANIFEST, record, recorded, settings_of, shipped, stages_of
+from lowbit.pipeline.manifest import FORMAT, MANIFEST, begin_run, record, recorded, settings_of, shipped, stages_of
 
 FIRST, SECOND, THIRD = "stages/first.py", "stages/second.py", "stages/third.py"
 
@@ -297,6 +297,24 @@ def test_a_folder_belongs_to_one_process_at_a_time(run):
         first.kill()
     claim(other)
     assert not (other / ".tmp-of-the-first-lowbit").exists()
+
+
+def test_a_run_is_begun_only_where_nothing_of_others_lies(run, tmp_path):
+    """Again by its own stage, or where that was killed; not in another's run, not beside files of nobody's."""
+    begin_run(run, FIRST)
+    with pytest.raises(UserError, match="holds another model, which stages/first.py began"):
+        begin_run(run, "other/first.py")
+    begin_run(tmp_path / "new", FIRST)
+    assert (tmp_path / "new").is_dir()
+    for name in ("of-a-user", "killed", "in-mid-rename"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "killed" / "checkpoints").mkdir()
+    (tmp_path / "in-mid-rename" / ".tmp-a-lowbit").mkdir()
+    with pytest.raises(UserError, match="of-a-user holds config.json, which no stage recorded"):
+        begin_run(tmp_path / "of-a-user", FIRST, "checkpoints")
+    begin_run(tmp_path / "killed", FIRST, "checkpoints")
+    begin_run(tmp_path / "in-mid-rename", FIRST, "checkpoints")
 
 
 def test_manifest_tells_what_was_written_when_and_with_what(run):

@@ -38,6 +38,11 @@ def assert_refused(done: Finished, *said: str) -> str:
     return done.error
 
 
+def contents(folder) -> dict[str, bytes]:
+    """Path in a folder -> bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture(scope="module")
 def other_run(finished_run):
     """A run of the same settings whose weights were trained from another seed."""
@@ -193,6 +198,24 @@ def test_run_name_that_is_a_file(train_flags):
     run_folder(run).write_text("a file")
     assert_refused(run_stage_script(TRAIN, "--run", run, *train_flags), run)
     assert run_folder(run).read_text() == "a file"
+
+
+def test_run_that_another_stage_began(finished_run, train_flags):
+    """Training in FP16 under the name of an INT8 run changes nothing of it."""
+    run = copy_of(finished_run)
+    before = contents(run_folder(run))
+    done = run_stage_script("train_qat_fp16.py", "--run", run, *train_flags, folder="fp16_eager")
+    assert_refused(done, f"int8_eager/{TRAIN} began", "choose a new name for RUN")
+    assert contents(run_folder(run)) == before
+
+
+def test_run_folder_with_a_model_of_the_users_own(tiny_model, train_flags):
+    """A model that was copied under models/ is not trained over."""
+    run = new_run()
+    shutil.copytree(tiny_model, run_folder(run))
+    before = contents(run_folder(run))
+    assert_refused(run_stage_script(TRAIN, "--run", run, *train_flags), "which no stage recorded", "choose a new name")
+    assert contents(run_folder(run)) == before
 
 
 def cut_weights(folder):

@@ -79,7 +79,7 @@ def test_killed_run_goes_on_as_if_nothing_had_been(pretrained, corpus_folder, st
     """Killed in either phase and started again, it ends with the same weights, bit for bit."""
     run = new_run()
     folder = run_folder(run)
-    folder.mkdir()
+    (folder / "tokens").mkdir(parents=True)
     for name in ("vocab.txt", "vocab.json"):  # of equally frequent pieces, which one is taken differs by the run
         shutil.copy(pretrained / name, folder)
 

@@ -70,16 +70,20 @@ print("ANSWER" + json.dumps(answers))
 """
 
 
-def our_choice(files: Files, modules: dict, bits: float) -> dict[str, float]:
+def our_choice(files: Files, analysed: dict, bits: float) -> dict[str, float]:
     """The assignment that mixed/ finds for a mean of `bits` over Linear weights, tables in FP32."""
+    modules = analysed["modules"]
     choices = {name: [FP32] if part == "tables" else [8.0, 4.0] for name, part in files.parts.items()}
     weights = {name: 0 if files.parts[name] == "tables" else count for name, count in files.weights.items()}
     cost, size = bits_table(weights, choices), bytes_table(modules, choices)
     losses = {name: loss_table(modules, choices, score) for name, score in (("kl", "kl_only"), ("fisher", "fisher"))}
     with tempfile.TemporaryDirectory() as folder:
         memory = Memory(Path(folder) / "memory.json", "")
-        search = Search(Budget("effective_bits", bits), files, memory, choices, cost, 0.0, losses, 0.0, size, {})
+        search = Search(Budget("effective_bits", bits), files, memory, choices, cost, 0.0, losses, 0.0, size, {},
+                        analysed["shifts"])
         starts = [search.measure(f"milp {name}", search.solved(loss)) for name, loss in losses.items()]
+        starts.append(search.measure("added logits", search.shifts.descend(
+            starts[0].assignment, cost, bits - total(cost, starts[0].assignment))))
         best = min(starts, key=search.rank)
         return (search.improve(best, 3) or [best])[-1].assignment
 
@@ -101,13 +105,13 @@ def main(settings):
     files, others = Files(source, choose, reader.pad_id), Files(source, measure, reader.pad_id)
     with tempfile.TemporaryDirectory() as folder:
         memory = Memory(Path(folder) / "memory.json", "")
-        modules = analyse(files, [8.0, 4.0], ["kl", "fisher"], ["only"], SEED, memory)["modules"]
+        analysed = analyse(files, [8.0, 4.0], ["kl", "fisher"], ["only"], SEED, memory)
     weights = {name: 0 if files.parts[name] == "tables" else count for name, count in files.weights.items()}
     results = {}
     for bits in wanted:
         held = theirs[str(bits)]
         chosen = {name: float(held["widths"].get(name, FP32)) for name in files.parts}
-        ours = our_choice(files, modules, bits)
+        ours = our_choice(files, analysed, bits)
         table = bits_table(weights, dict.fromkeys(weights, [32.0, 8.0, 4.0]))
         results[f"{bits:g}"] = {
             "modelopt": {"bits": chosen, "mean_bits": total(table, chosen),

@@ -6,9 +6,12 @@ Needs   wrk, hey, pip install -r requirements-serve.txt
 
 The bare session gets the same texts ready-made: as many at a time as a request holds, and sorted into batches of 1,024
 tokens; with every core on one batch or with a batch a core, whichever is faster. The load client runs on the same cores
-as the server. CPU time is that of the process, threads that only wait for work included.
+as the server, except beyond the capacity: there it has a core of its own, so that asking does not take away what is
+asked for. CPU time is that of the process, threads that only wait for work included.
 """
+import contextlib
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -112,13 +115,28 @@ def take_turn(name: str, folder: Path, texts: list[str], scratch: Path) -> dict:
     return {"bare": bare, "loads": loads, "ready_s": ready}
 
 
+@contextlib.contextmanager
+def on_cores(cores: list[int]):
+    """This process on these cores alone for a while, and for good the processes that it starts meanwhile."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def overload(folder: Path, texts: list[str], scratch: Path) -> dict:
-    """At its capacity by one body, found by wrk, and at OVERLOAD times of it, by hey."""
+    """At its capacity by one body, found by wrk, and at OVERLOAD times of it, by hey: both on a core of their own."""
     size = max(map(int, TEXTS.split(",")))
     body = scratch / "body.json"
     body.write_text(json.dumps({"texts": texts[:size]}))
     clients = 1024 // size  # as many as fill the queue
-    with serving(folder) as (_, port, _):
+    *servers, last = sorted(os.sched_getaffinity(0))
+    with contextlib.ExitStack() as held:
+        with on_cores(servers or [last]):
+            _, port, _ = held.enter_context(serving(folder))
+        held.enter_context(on_cores([last]))
         url = f"http://127.0.0.1:{port}/predict"
         wanted = label(port, texts[:size])
         capacity = closed_loop(url, body, clients, SECONDS)

@@ -1,6 +1,6 @@
 """Stage 2 of 4: give each module its bits under a budget, by measured candidates, and write the file.
 
-Reads   models/<FP32_RUN>/                  a fine-tuned FP32 model (ptq/finetune_fp32.py), sensitivity.json
+Reads   models/<FP32_RUN>/                  a fine-tuned FP32 model (ptq/finetune_fp32.py), sensitivity.json, .npz
         DATA_DIR/valid.tsv                  one half to propose on, the other to decide on
 Writes  models/<RUN>/                       model_mixed.onnx, assignment.json, census.json, config.json, tokenizer
                                             files, preprocessing.json, task.json
@@ -19,7 +19,8 @@ from lowbit.mixed.file import PRECISION, write_file
 from lowbit.mixed.files import SOURCE, WEIGHTS, Files, halves, simulated
 from lowbit.mixed.memory import Memory
 from lowbit.mixed.plan import search_for
-from lowbit.mixed.sensitivity import SENSITIVITY, chosen_texts
+from lowbit.mixed.sensitivity import SENSITIVITY, chosen_texts, main_score
+from lowbit.mixed.shifts import SHIFTS, Shifts
 from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import machine, versions
 from lowbit.pipeline.manifest import begin_run, record, recorded
@@ -94,7 +95,11 @@ def main(settings):
     memory = Memory(folder / UNFINISHED, digest(*circumstances))
     files = Files(source, search_rows, reader.pad_id)
     modules = json.loads((source / SENSITIVITY).read_text(encoding="utf-8"))["modules"]
-    search = search_for(budget, choices, KEEP_SPEED, TOKENS, files, reader, memory, modules)
+    shifts = None
+    if main_score({"modules": modules}) == "kl_only":
+        read += recorded(source, ANALYSE, SHIFTS)
+        shifts = Shifts.load(source / SHIFTS)
+    search = search_for(budget, choices, KEEP_SPEED, TOKENS, files, reader, memory, modules, shifts)
     candidates = search.proposals()
     candidates += search.improve(min(candidates, key=search.rank), ROUNDS)
     confirm = Files(source, confirm_rows, reader.pad_id)

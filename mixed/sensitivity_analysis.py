@@ -2,7 +2,7 @@
 
 Reads   models/<RUN>/                       a fine-tuned FP32 model (ptq/finetune_fp32.py)
         DATA_DIR/valid.tsv                  texts of its first half: every second one
-Writes  models/<RUN>/                       sensitivity.json, sensitivity.csv, sensitivity_<bits>.png
+Writes  models/<RUN>/                       sensitivity.json, .csv, .npz (with kl of MODE only), sensitivity_<bits>.png
 Next    mixed_precision.py
 """
 import csv
@@ -18,6 +18,7 @@ from lowbit.mixed.files import SOURCE, WEIGHTS, Files, halves
 from lowbit.mixed.memory import Memory
 from lowbit.mixed.plots import heat_map
 from lowbit.mixed.sensitivity import MODES, SCORES, SENSITIVITY, analyse, chosen_texts, main_score, ranked
+from lowbit.mixed.shifts import SHIFTS
 from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import machine, versions
 from lowbit.pipeline.manifest import record, recorded
@@ -87,9 +88,12 @@ def main(settings):
     if memory.known:
         print(f"  going on: {memory.known} figures are there from an interrupted run")
     result = analyse(Files(folder, rows, reader.pad_id), bits, scores, modes, SEED, memory)
+    shifts = result.pop("shifts")
     result |= {"texts": len(rows), "settings": settings, "machine": machine(), "versions": versions()}
     with atomic_folder(folder) as scratch:
         write_json(scratch / SENSITIVITY, result)
+        if shifts:
+            shifts.save(scratch / SHIFTS)
         (scratch / "sensitivity.csv").write_text(csv_of(result), encoding="utf-8")
         for each in bits:
             heat_map(result, f"{each:g}", scratch / f"sensitivity_{each:g}.png")

@@ -3,7 +3,7 @@
     minimise  sum of loss[module][bits]      subject to  sum of cost[module][bits] <= limit,  one choice a module
 
 For size_mb, effective_bits and speed the loss is the divergence and the cost bytes, bits or milliseconds; for max_kl
-the two change places. Losses of modules are taken to add up, which holds down to about 3.5 bits; what comes out is
+the two change places. Losses of modules are taken to add up, which misses how their shifts cancel; what comes out is
 measured in any case.
 """
 

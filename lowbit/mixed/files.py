@@ -101,12 +101,16 @@ class Files:
         session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return np.concatenate([session.run(["logits"], row)[0] for row in self.rows])
 
-    def measured(self, assignment: Assignment) -> dict:
-        """{"divergence" from FP32, "flips": labels that change, "bytes" of the file} of an assignment."""
+    def measured(self, assignment: Assignment, shift: bool = False) -> dict:
+        """{"divergence" from FP32, "flips": labels that change, "bytes" of the file} of an assignment.
+
+        With `shift` also that: its logits less FP32's, lists [texts, outputs].
+        """
         graph = self.graph(assignment)
         outputs = self.outputs(graph)
         flips = int((outputs.argmax(-1) != self.reference.argmax(-1)).sum()) if outputs.shape[-1] > 1 else 0
-        return {"divergence": divergence(outputs, self.reference), "flips": flips, "bytes": graph.ByteSize()}
+        return {"divergence": divergence(outputs, self.reference), "flips": flips, "bytes": graph.ByteSize()} | (
+            {"shift": (outputs - self.reference).astype(float).round(7).tolist()} if shift else {})
 
 
 def refuse_layers_used_twice(graph: onnx.GraphProto, parts: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from lowbit.mixed.budget import (
 from lowbit.mixed.files import Files
 from lowbit.mixed.memory import Memory
 from lowbit.mixed.search import Search
+from lowbit.mixed.shifts import Shifts
 from lowbit.mixed.speed import kernel_times, tokens_of_layers
 from lowbit.pipeline.settings import check
 
@@ -21,8 +22,8 @@ SCORES = {"kl": "kl_only", "fisher": "fisher"}  # name of a candidate -> what se
 
 
 def search_for(budget: Budget, known: list[float], keep_speed: bool, tokens: int, files: Files, reader: TextReader,
-               memory: Memory, modules: dict[str, dict]) -> Search:
-    """The search for a budget among the bits `known`, from `modules` of the run's sensitivity.json.
+               memory: Memory, modules: dict[str, dict], shifts: Shifts | None) -> Search:
+    """The search for a budget among the bits `known`, from `modules` of the run's sensitivity.json and its shifts.
 
     A speed is measured here, of texts of `tokens`. Raises UserError for bits without figures, or a budget out of reach.
     """
@@ -49,4 +50,4 @@ def search_for(budget: Budget, known: list[float], keep_speed: bool, tokens: int
           f"mixed/sensitivity_analysis.py --run {run}`")
     shared: dict[float, float] = {bits: files.shared_bytes(bits, {
         name: module["bits"][f"{bits:g}"]["bytes"] for name, module in modules.items()}) for bits in low}
-    return Search(budget, files, memory, choices, cost, base, losses, fp32_bytes, size, shared)
+    return Search(budget, files, memory, choices, cost, base, losses, fp32_bytes, size, shared, shifts)

@@ -1,10 +1,11 @@
 """Which assignment keeps a budget at the least loss: proposals by rules and by integer programs, each one measured.
 
-    proposals   uniform bits; the hand rule; the integer program on measured divergences, and on Fisher scores
+    proposals   uniform bits; the hand rule; the integer program on measured divergences, and on Fisher scores; from its
+                answer down by the divergence that added logits foretell (shifts.py)
     then        around the best of them: every module one step up and one step down, measured; the integer program on
                 these differences, for at most 2, 4 and 8 changes, measured; again from what is better
 
-Losses of modules do not add up at few bits, so no proposal is believed: the file of each is asked. The steps fit the
+Modules change each other at few bits, so no proposal is believed: the file of each is asked. The steps fit the
 texts that they are measured on, so other texts decide among all of these.
 """
 
@@ -17,6 +18,7 @@ from lowbit.mixed.assignment import Assignment
 from lowbit.mixed.budget import Budget, Table, hand_rules, limit_of, solve, total, uniform_choices
 from lowbit.mixed.files import Files, digest_of
 from lowbit.mixed.memory import Memory
+from lowbit.mixed.shifts import Shifts
 
 CHANGES = (2, 4, 8)  # modules that a step around the best assignment may change
 LADDER = (4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25)  # shares of max_kl that the predicted divergence is held to
@@ -47,6 +49,7 @@ class Search:
     fp32_bytes: float
     size: Table
     shared: dict[float, float]  # bits -> bytes that a file with them has once, whatever modules have them
+    shifts: Shifts | None = None  # what the divergence is foretold by where they were measured; else it is a sum
 
     def measure(self, name: str, assignment: Assignment) -> Candidate:
         """A candidate with all of its figures."""
@@ -54,6 +57,8 @@ class Search:
         predicted = {score: total(table, assignment) for score, table in self.losses.items()} | {
             "bytes": self.fp32_bytes + total(self.size, assignment) + sum(
                 self.shared.get(bits, 0) for bits in set(assignment.values()))}
+        if self.shifts:
+            predicted |= {"kl": self.shifts.divergence(assignment), "kl_sum": predicted["kl"]}
         kept = measured["divergence"] if self.budget.kind == "max_kl" else (
             measured["bytes"] if self.budget.kind == "size_mb" else self.base + total(self.cost, assignment))
         return Candidate(name, assignment, predicted, measured, kept <= limit_of(self.budget, self.base) * (1 + 1e-9))
@@ -69,8 +74,12 @@ class Search:
         """The integer program's answer; of max_kl the least cost whose foretold divergence keeps `share` of it."""
         if self.budget.kind == "max_kl":
             return solve(self.cost, loss, self.budget.limit * share - base_loss, **around)
+        return solve(loss, self.cost, self.room(), **around)
+
+    def room(self) -> float:
+        """What the modules' costs may add up to; not of max_kl."""
         once = sum(self.shared.values()) if self.budget.kind == "size_mb" else 0
-        return solve(loss, self.cost, limit_of(self.budget, self.base) - self.base - once, **around)
+        return limit_of(self.budget, self.base) - self.base - once
 
     def proposals(self) -> list[Candidate]:
         """Uniform bits, hand rules and the integer program's answers, measured."""
@@ -82,6 +91,9 @@ class Search:
                 answer = self.solved(loss, share=share)
                 if answer:
                     found[f"milp {score}" + f" {share:g}" * (self.budget.kind == "max_kl")] = answer
+        if self.shifts and "milp kl" in found:
+            found["added logits"] = self.shifts.descend(found["milp kl"], self.cost,
+                                                        self.room() - total(self.cost, found["milp kl"]))
         return [self.measure(name, assignment) for name, assignment in tqdm(
             found.items(), desc="  proposals", unit="file", disable=None)]
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from lowbit.mixed.assignment import FP32, place_of
 from lowbit.mixed.files import Files
 from lowbit.mixed.memory import Memory
+from lowbit.mixed.shifts import Shifts
 
 SENSITIVITY = "sensitivity.json"
 FORMAT = 1
@@ -63,13 +64,14 @@ def fisher(files: Files, bits: list[float], seed: int) -> dict[float, dict[str, 
 
 
 def measured_divergence(files: Files, bits: list[float], mode: str, memory: Memory) -> dict[float, dict[str, dict]]:
-    """bits -> module -> {"divergence", and of mode only "flips"} of a MODE."""
+    """bits -> module -> {"divergence", and of mode only "flips" and "shift"} of a MODE."""
     found: dict[float, dict[str, dict]] = {each: {} for each in bits}
     work = [(each, name) for each in bits for name in files.parts]
     for each, name in tqdm(work, desc=f"  {mode}", unit="file", disable=None):
         whole = files.uniform(FP32) if mode == "only" else files.uniform(each)
         changed = whole | {name: each if mode == "only" else FP32}
-        held = memory.get(f"{mode} {each:g} {name}", lambda changed=changed: files.measured(changed))
+        held = memory.get(f"{mode} {each:g} {name}",
+                          lambda changed=changed: files.measured(changed, shift=mode == "only"))
         found[each][name] = held
         if mode == "all_but":
             every = memory.get(f"uniform {each:g}", lambda whole=whole: files.measured(whole))
@@ -88,8 +90,10 @@ def noise_ratio_db(files: Files, bits: float) -> dict[str, float]:
 def analyse(files: Files, bits: list[float], scores: list[str], modes: list[str], seed: int, memory: Memory) -> dict:
     """What sensitivity.json holds: of each module its place, weights, and for each bits the scores and bytes.
 
-    Also seconds of the processor that each score took, and how they correlate by rank.
+    Also seconds of the processor that each score took, how they correlate by rank, and the Shifts, None without
+    kl of mode only.
     """
+    shifts = None
     spent: dict[str, float] = {}
     modules = {name: dict(zip(("layer", "kind"), place_of(name, part), strict=True)) | {
         "part": part, "weights": files.weights[name], "bits": {f"{each:g}": {} for each in bits}}
@@ -112,12 +116,15 @@ def analyse(files: Files, bits: list[float], scores: list[str], modes: list[str]
         if mode == "only":
             keep("flips", {each: {name: value["flips"] for name, value in held.items()}
                            for each, held in found.items()})
+            shifts = Shifts(files.reference, {name: {each: np.array(found[each][name]["shift"], np.float32)
+                                                     for each in bits} for name in files.parts})
     if "fisher" in scores:
         started = time.process_time()
         keep("fisher", memory.get("fisher", lambda: {f"{each:g}": held for each, held in fisher(
             files, bits, seed).items()}) and {each: memory.values["fisher"][f"{each:g}"] for each in bits})
         spent["fisher"] = time.process_time() - started
-    return {"format": FORMAT, "modules": modules, "cpu_seconds": spent, "correlation": correlations(modules)}
+    return {"format": FORMAT, "modules": modules, "cpu_seconds": spent, "correlation": correlations(modules),
+            "shifts": shifts}
 
 
 def bytes_of(files: Files, bits: float, memory: Memory) -> dict[str, int]:

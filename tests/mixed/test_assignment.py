@@ -22,6 +22,7 @@ from lowbit.mixed.budget import (
     total,
 )
 from lowbit.mixed.search import random_assignment
+from lowbit.mixed.shifts import Shifts
 from lowbit.pipeline.errors import UserError
 
 PARTS = {"words": "tables", "a.layer.0.query": "weights", "a.layer.1.query": "weights", "classifier": "head"}
@@ -112,6 +113,36 @@ def test_integer_program_is_the_best_of_all(seed, changes):
     assert (around is None) == (not near)
     if near:
         assert total(loss, around) == pytest.approx(min(near), rel=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_shifts_add_up_and_are_read_as_written(outputs, tmp_path):
+    """Opposite shifts cancel, equal ones join; a module in FP32 has none."""
+    reference, one = np.zeros((2, outputs)), np.linspace(0, 1, 2 * outputs).reshape(2, outputs)
+    shifts = Shifts(reference, {"a": {8.0: one, 1.6: -one}, "b c": {8.0: one, 1.6: one}})
+    assert shifts.divergence({"a": 1.6, "b c": 8.0}) == 0
+    assert shifts.divergence({"a": 8.0, "b c": 32.0}) == pytest.approx(divergence(one, reference))
+    assert shifts.divergence({"a": 8.0, "b c": 1.6}) == pytest.approx(divergence(2 * one, reference))
+    shifts.save(tmp_path / "shifts.npz")
+    for mix in ({"a": 8.0, "b c": 8.0}, {"a": 1.6, "b c": 32.0}):
+        np.testing.assert_array_equal(Shifts.load(tmp_path / "shifts.npz").logits(mix), shifts.logits(mix))
+
+
+@given(seed=st.integers(0, 200), outputs=st.sampled_from([1, 3]))
+def test_no_one_or_two_changes_lower_what_descend_found(seed, outputs):
+    """Within the room, of all assignments of four modules that differ from it in at most two."""
+    draw = np.random.default_rng(seed)
+    names, bits = list(PARTS), [32.0, 8.0, 2.0]
+    shifts = Shifts(draw.normal(size=(5, outputs)), {
+        name: {each: draw.normal(size=(5, outputs)) for each in bits[1:]} for name in names})
+    cost = {name: dict(zip(bits, draw.random(3), strict=True)) for name in names}
+    start = dict(zip(names, draw.choice(bits, 4).tolist(), strict=True))
+    found = shifts.descend(start, cost, 0.3)
+    assert total(cost, found) <= total(cost, start) + 0.3 + 1e-9
+    near = [one for each in itertools.product(bits, repeat=4) for one in [dict(zip(names, each, strict=True))]
+            if total(cost, one) <= total(cost, start) + 0.3 and sum(one[name] != found[name] for name in names) <= 2]
+    assert shifts.divergence(found) <= min(map(shifts.divergence, near), default=np.inf) * (1 + 1e-6)
+    assert shifts.divergence(found) <= shifts.divergence(start)
 
 
 def test_budget_out_of_reach_is_said_with_the_least_that_is():

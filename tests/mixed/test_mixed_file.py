@@ -126,7 +126,7 @@ def test_analysis_goes_on_and_says_what_it_measured(files, tmp_path):
     """Every module at every number of bits; a second run measures nothing anew; other circumstances start anew."""
     path, asked = tmp_path / "unfinished.json", []
     original = files.measured
-    files.measured = lambda mix: asked.append(mix) or original(mix)
+    files.measured = lambda mix, **shift: asked.append(mix) or original(mix, **shift)
     try:
         result = analyse(files, [4.0, 2.0], ["kl", "fisher"], ["only", "all_but"], 0, Memory(path, "a"))
         count = len(asked)
@@ -136,6 +136,7 @@ def test_analysis_goes_on_and_says_what_it_measured(files, tmp_path):
         again = analyse(files, [4.0, 2.0], ["kl", "fisher"], ["only", "all_but"], 0, memory)
         assert len(asked) == count
         assert again["modules"] == result["modules"]
+        assert again["shifts"].divergence(files.uniform(2.0)) == result["shifts"].divergence(files.uniform(2.0))
         assert Memory(path, "b").known == 0
     finally:
         del files.measured
@@ -143,6 +144,8 @@ def test_analysis_goes_on_and_says_what_it_measured(files, tmp_path):
     assert (held["layer"], held["kind"], held["weights"]) == (0, "value", 1024)
     alone = files.uniform(32.0) | {"bert.encoder.layer.0.attention.self.value": 2.0}
     assert held["bits"]["2"]["kl_only"] == files.measured(alone)["divergence"]
+    assert result["shifts"].divergence(alone) == pytest.approx(held["bits"]["2"]["kl_only"], rel=1e-3)
+    np.testing.assert_allclose(result["shifts"].logits(alone), files.outputs(files.graph(alone)), atol=1e-5)
     assert held["bits"]["2"]["sqnr_db"] < held["bits"]["4"]["sqnr_db"]
     assert held["bits"]["2"]["bytes"] < held["bits"]["4"]["bytes"] < 0
     whole = files.graph(files.uniform(2.0)).ByteSize()

@@ -84,7 +84,7 @@ def test_mix_keeps_its_budget_and_is_what_was_chosen(mixed, mixed_run, budget_mb
     assert size == held["measured"]["bytes"] <= budget_mb * 1e6
     assert size == pytest.approx(held["predicted"]["bytes"], rel=0.05)  # 1 % where weights outweigh the graph
     fitting = [one for one in held["candidates"] if one["fits"]]
-    assert {"uniform 4", "uniform 2", "hand 2, tables 4"} <= {one["name"] for one in fitting}
+    assert {"uniform 4", "uniform 2", "hand 2, tables 4", "added logits"} <= {one["name"] for one in fitting}
     assert held["measured"]["confirm"]["divergence"] == min(one["measured"]["confirm"]["divergence"] for one in fitting)
     said = mixed[1][MIX].stdout
     assert "bit for bit" in said

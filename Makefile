@@ -91,12 +91,12 @@ web: .venv/web
 tinybert: .venv/tinybert
 	$(PY) data/prepare_glue.py --source-dir $(GLUE) --tasks SST-2 --train-rows 6000 --out-dir data/glue-small
 	$(PY) data/prepare_glue.py --source-dir $(GLUE) --tasks STS-B --train-rows 1500 --out-dir data/glue-small
-	for task in SST-2 STS-B; do \
-	  $(PY) tinybert/finetune_teacher.py $(SMALL) --task $$task --model-name "$$($(PY) tinybert/teacher_folder.py)" --learning-rate 1e-4 --num-epochs 2 --freeze-words && \
-	  $(PY) tinybert/make_student.py $(SMALL) --task $$task && \
-	  $(PY) tinybert/distil.py $(SMALL) --task $$task --num-epochs 3 --intermediate-epochs 1 --freeze-words && \
-	  $(PY) tinybert/export_to_onnx.py --run tinybert-small --task $$task && \
-	  $(PY) tinybert/quantize.py $(SMALL) --task $$task --configs quant_1,quant_2,dynamic --calibration-examples 256 || exit; done
+	for passes in "SST-2 2 3 1" "STS-B 8 16 6"; do set -- $$passes; \
+	  $(PY) tinybert/finetune_teacher.py $(SMALL) --task $$1 --model-name "$$($(PY) tinybert/teacher_folder.py)" --learning-rate 1e-4 --num-epochs $$2 --freeze-words && \
+	  $(PY) tinybert/make_student.py $(SMALL) --task $$1 && \
+	  $(PY) tinybert/distil.py $(SMALL) --task $$1 --num-epochs $$3 --intermediate-epochs $$4 --freeze-words && \
+	  $(PY) tinybert/export_to_onnx.py --run tinybert-small --task $$1 && \
+	  $(PY) tinybert/quantize.py $(SMALL) --task $$1 --configs quant_1,quant_2,dynamic --calibration-examples 256 || exit; done
 	$(PY) tinybert/quantize.py $(SMALL) --task SST-2 --models teacher --configs quant_1,quant_2 --ops all --calibration-examples 256
 	$(PY) tinybert/quantization_experiments.py $(SMALL) --tasks SST-2,STS-B --results results/tinybert-small
 	$(PY) tinybert/generate_report.py $(SMALL) --tasks SST-2,STS-B --results results/tinybert-small

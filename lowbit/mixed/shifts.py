@@ -8,6 +8,7 @@ text by text; what is missing then is only how modules change each other.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
@@ -27,8 +28,9 @@ class Shifts:
 
     def save(self, path: Path) -> None:
         """Write sensitivity.npz."""
-        np.savez(path, reference=self.reference, **{f"{name} {bits:g}": shift for name, held in self.shifts.items()
-                                                    for bits, shift in held.items()})
+        arrays: dict[str, Any] = {f"{name} {bits:g}": shift for name, held in self.shifts.items()
+                                  for bits, shift in held.items()}
+        np.savez(path, reference=self.reference, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Shifts":
@@ -66,6 +68,7 @@ class Shifts:
         `room` is by how much `cost`, module -> bits -> cost, may grow over that of `start`.
         """
         found, logits = dict(start), self.logits(start)
+        taken: tuple[int, ...]
         for _ in range(STEPS):
             moves = [(name, bits) for name, held in cost.items() for bits in held if bits != found[name]]
             grown = [cost[name][bits] - cost[name][found[name]] for name, bits in moves] + [0.0]

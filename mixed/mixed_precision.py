@@ -82,6 +82,11 @@ def main(settings):
     check(0 <= SEED < 2**32, f"SEED is {SEED}; it must be from 0 to 4294967295")
     folder, source, data_dir = run_dir(RUN), run_dir(FP32_RUN), resolve(DATA_DIR)
     read = recorded(source, FINETUNE, SOURCE, WEIGHTS, *RUN_FILES) + recorded(source, ANALYSE, SENSITIVITY)
+    modules = json.loads((source / SENSITIVITY).read_text(encoding="utf-8"))["modules"]
+    shifts = None
+    if main_score({"modules": modules}) == "kl_only":
+        read += recorded(source, ANALYSE, SHIFTS)
+        shifts = Shifts.load(source / SHIFTS)
     task, reader = task_of_run(source, data_dir), load_reader(source)
     check(3 <= TOKENS <= reader.max_length, f"TOKENS is {TOKENS}; {FP32_RUN} reads from 3 to {reader.max_length}")
     texts, answers = read_split(data_dir, "valid", task)
@@ -94,11 +99,6 @@ def main(settings):
                      sha256(resolve(mixed_files.__file__)))
     memory = Memory(folder / UNFINISHED, digest(*circumstances))
     files = Files(source, search_rows, reader.pad_id)
-    modules = json.loads((source / SENSITIVITY).read_text(encoding="utf-8"))["modules"]
-    shifts = None
-    if main_score({"modules": modules}) == "kl_only":
-        read += recorded(source, ANALYSE, SHIFTS)
-        shifts = Shifts.load(source / SHIFTS)
     search = search_for(budget, choices, KEEP_SPEED, TOKENS, files, reader, memory, modules, shifts)
     candidates = search.proposals()
     candidates += search.improve(min(candidates, key=search.rank), ROUNDS)

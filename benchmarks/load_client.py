@@ -54,12 +54,14 @@ def closed_loop(url: str, bodies: Path, clients: int, seconds: int) -> dict:
 
 
 def at_rate(url: str, body: Path, clients: int, rate: float, seconds: int) -> dict:
-    """What hey saw at `rate` requests a second: how many of each status, and the latencies of those answered 200.
+    """What hey saw of about `clients` at `rate` requests a second: how many of each status, latencies of those of 200.
 
     All connections of one hey send at the same moment and then none of them: so PARTS of it share the time between.
     """
-    command = ["hey", "-z", f"{seconds}s", "-c", str(clients // PARTS), "-q", f"{rate / clients:.6f}", "-t", "30", "-m",
-               "POST", "-T", "application/json", "-D", body, "-o", "csv", url]
+    each = max(1, clients // PARTS)
+    clients = each * PARTS
+    command = ["hey", "-z", f"{seconds}s", "-c", str(each), "-q", f"{rate / clients:.6f}", "-t", "30", "-m", "POST",
+               "-T", "application/json", "-D", body, "-o", "csv", url]
     running = []
     for _ in range(PARTS):
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))

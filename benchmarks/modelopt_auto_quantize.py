@@ -83,7 +83,7 @@ def our_choice(files: Files, analysed: dict, bits: float) -> dict[str, float]:
                         analysed["shifts"])
         starts = [search.measure(f"milp {name}", search.solved(loss)) for name, loss in losses.items()]
         starts.append(search.measure("added logits", search.shifts.descend(
-            starts[0].assignment, cost, bits - total(cost, starts[0].assignment))))
+            starts[0].assignment, cost, search.room() - total(cost, starts[0].assignment))))
         best = min(starts, key=search.rank)
         return (search.improve(best, 3) or [best])[-1].assignment
 

@@ -127,7 +127,7 @@ def on_cores(cores: list[int]):
 
 
 def overload(folder: Path, texts: list[str], scratch: Path) -> dict:
-    """At its capacity by one body, found by wrk, and at OVERLOAD times of it, by hey: both on a core of their own."""
+    """At its capacity by one body, by wrk, and at OVERLOAD times of it, by hey; the two on different cores."""
     size = max(map(int, TEXTS.split(",")))
     body = scratch / "body.json"
     body.write_text(json.dumps({"texts": texts[:size]}))

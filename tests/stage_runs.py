@@ -62,6 +62,12 @@ def copy_of(run: str) -> str:
     return name
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its name; of a link, what it points to."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts}
+
+
 def copy_until(run: str, stage: str) -> str:
     """A new run as the finished one was right after `stage`: later files and records are taken away."""
     name = copy_of(run)

@@ -126,11 +126,16 @@ def divergence(outputs: np.ndarray, reference: np.ndarray) -> float:
 
     For labels KL(softmax(reference) || softmax(outputs)) in nats; of a number, half the squared difference.
     """
+    return float(divergences(outputs, reference))
+
+
+def divergences(outputs: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The same [...] of several outputs [..., n, outputs] beside one reference [n, outputs]."""
     ours, theirs = outputs.astype(np.float64), reference.astype(np.float64)
     if ours.shape[-1] == 1:
-        return float(np.square(ours - theirs).mean() / 2)
+        return np.square(ours - theirs).mean((-2, -1)) / 2
     ours, theirs = log_softmax(ours, axis=-1), log_softmax(theirs, axis=-1)
-    return float((np.exp(theirs) * (theirs - ours)).sum(-1).mean())
+    return (np.exp(theirs) * (theirs - ours)).sum(-1).mean(-1)
 
 
 def points_lost(truth, outputs: np.ndarray, reference: np.ndarray, task: Task) -> float:

@@ -91,9 +91,9 @@ class Search:
                 answer = self.solved(loss, share=share)
                 if answer:
                     found[f"milp {score}" + f" {share:g}" * (self.budget.kind == "max_kl")] = answer
-        if self.shifts and "milp kl" in found:
-            found["added logits"] = self.shifts.descend(found["milp kl"], self.cost,
-                                                        self.room() - total(self.cost, found["milp kl"]))
+        start = found.get("milp kl")  # of max_kl there are several, one for each share
+        if self.shifts and start:
+            found["added logits"] = self.shifts.descend(start, self.cost, self.room() - total(self.cost, start))
         return [self.measure(name, assignment) for name, assignment in tqdm(
             found.items(), desc="  proposals", unit="file", disable=None)]
 

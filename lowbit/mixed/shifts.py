@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax
 
-from lowbit.measure.score import divergence
+from lowbit.measure.score import divergence, divergences
 from lowbit.mixed.assignment import FP32, Assignment
 
 SHIFTS = "sensitivity.npz"  # reference [texts, outputs], and "module bits" -> [texts, outputs]
@@ -55,13 +54,6 @@ class Shifts:
         """The divergence that an assignment is foretold to have."""
         return divergence(self.logits(assignment), self.reference)
 
-    def divergences(self, logits: np.ndarray) -> np.ndarray:
-        """Divergences [n] of logits [n, texts, outputs]."""
-        if logits.shape[-1] == 1:
-            return np.square(logits - self.reference).mean((1, 2)) / 2
-        theirs = log_softmax(self.reference, axis=-1)
-        return (np.exp(theirs) * (theirs - log_softmax(logits, axis=-1))).sum(-1).mean(-1)
-
     def descend(self, start: Assignment, cost: dict[str, dict[float, float]], room: float) -> Assignment:
         """From an assignment by the best change of one or two modules, while one lowers the foretold divergence.
 
@@ -78,7 +70,7 @@ class Shifts:
             for first, (name, _) in enumerate(moves):
                 others = [i for i in range(first + 1, len(grown)) if grown[first] + grown[i] <= room
                           and (i == len(moves) or moves[i][0] != name)]
-                each = self.divergences(logits + moved[first] + moved[others])
+                each = divergences(logits + moved[first] + moved[others], self.reference)
                 if others and each.min() < best:
                     best, taken = float(each.min()), (first, others[int(each.argmin())])
             if not taken:

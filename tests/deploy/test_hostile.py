@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 from packs import NO_NUMBER, Warm, make_pack, write_manifest
-from stage_runs import ENVIRONMENT
+from stage_runs import ENVIRONMENT, contents
 
 LONGEST_SENTENCE = 1500  # characters of one refusal, names of 300 characters included
 EMPTIED = "nothing is left of the text after cleaning"
@@ -676,12 +676,6 @@ def warm(tmp_path_factory):
     server.close()
 
 
-def kept_bytes(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder by its name; of a link, what it points to."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts}
-
-
 def strict_json(line: bytes) -> dict:
     """A record as any JSON reader takes it: no NaN, no bytes that are not UTF-8."""
     sys.setrecursionlimit(5000)  # what one reads at its own depth, another may not
@@ -714,7 +708,7 @@ def test_hostile(case, packs, warm, tmp_path, request):
                                                                    case.stderr)]
     pack, *flags, stdin, stdout, stderr = made
     flags = [flag for flag in flags if flag is not None]
-    before = kept_bytes(tmp_path)
+    before = contents(tmp_path)
     ended = warm(packs.get(pack, pack), *flags, stdin=stdin, stdout=stdout, stderr=stderr, before=case.before,
                  cwd=tmp_path)
     assert "Traceback" not in ended.err, ended.err
@@ -730,7 +724,7 @@ def test_hostile(case, packs, warm, tmp_path, request):
     for record, wanted in zip(records, case.records if case.records is not None else (),
                               strict=case.records is not None):
         check_record(record, wanted)
-    after = kept_bytes(tmp_path)
+    after = contents(tmp_path)
     for name, content in before.items():
         if name not in case.changed:
             cut = request.node.callspec.id in CUT and name in GONE

@@ -14,7 +14,7 @@ import sys
 
 import pytest
 from packs import Warm, make_pack
-from stage_runs import ENVIRONMENT, ROOT, run_stage_script
+from stage_runs import ENVIRONMENT, ROOT, contents, run_stage_script
 
 sys.path.insert(0, str(ROOT / "deploy"))
 
@@ -22,12 +22,6 @@ sys.path.insert(0, str(ROOT / "deploy"))
 def pack(run: str, dist, *flags):
     """deploy/pack.py by path."""
     return run_stage_script("pack.py", "--run", run, "--dist", dist, *flags, folder="deploy")
-
-
-def contents(folder) -> dict[str, bytes]:
-    """Every file by its name."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts}
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from stage_runs import (
     TRAIN,
     Finished,
     changed_manifest,
+    contents,
     copy_of,
     copy_until,
     new_run,
@@ -36,11 +37,6 @@ def assert_refused(done: Finished, *said: str) -> str:
     for words in said:
         assert words in done.error
     return done.error
-
-
-def contents(folder) -> dict[str, bytes]:
-    """Path in a folder -> bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from own_environment import environment
+from own_environment import MODELOPT, environment
 
 from lowbit.data.task import task_of_run
 from lowbit.data.tokens import load_reader
@@ -40,7 +40,6 @@ TEXTS = 256                     # texts of valid's first half that both choose o
 SEED = 42                       # of the draw of texts
 # --------------------------------------------------------------------------------------------------
 
-NEEDS = ("torch==2.13.0", "transformers==5.23.0", "nvidia-modelopt==0.47.0", "requests==2.34.2")
 CHILD = """
 import copy, json, sys
 import modelopt.torch.quantization as mtq
@@ -98,7 +97,7 @@ def main(settings):
     choose, measure = ([rows[i] for i in part] for part in halves(len(rows)))
     choose = chosen_texts(choose, TEXTS, SEED)
     asked = {"folder": str(source), "choose": choose, "measure": measure, "bits": wanted}
-    python = environment("modelopt", NEEDS)
+    python = environment("modelopt", MODELOPT)
     done = subprocess.run([python, "-c", CHILD], input=json.dumps(asked), capture_output=True, text=True)
     check(done.returncode == 0, f"ModelOpt ended with: {done.stderr[-800:]}")
     theirs = json.loads(done.stdout[done.stdout.index("ANSWER") + len("ANSWER"):])
@@ -124,7 +123,7 @@ def main(settings):
               f"file of mixed/ {their['divergence_as_our_file']:.1e}; mixed/ {our['divergence']:.1e} at "
               f"{our['mean_bits']:.2f}", flush=True)
     out = ROOT / "results" / "modelopt_auto_quantize.json"
-    write_json(out, {"machine": machine(), "versions": versions() | {"modelopt": list(NEEDS)}, "settings": settings,
+    write_json(out, {"machine": machine(), "versions": versions() | {"modelopt": list(MODELOPT)}, "settings": settings,
                      "texts": {"choose": len(choose), "measure": len(measure)}, "results": results})
     print(f"wrote {shown(out)}")
 

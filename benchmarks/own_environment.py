@@ -7,6 +7,9 @@ from pathlib import Path
 
 from lowbit.pipeline.files import ROOT, write_json
 
+MODELOPT = ("torch==2.13.0", "transformers==5.23.0", "nvidia-modelopt==0.47.0", "requests==2.34.2", "onnx==1.23.2",
+            "onnxscript==0.7.2")
+
 
 def environment(name: str, needs: tuple[str, ...]) -> Path:
     """The Python of results/<name>-env, made if it is not there with what it `needs`."""

@@ -3,6 +3,7 @@
 Reads   CORPUS_DIRS/*.txt.gz                one document a line (pretrain/README.md names sources and licences)
         DATA_DIR/{valid,test}.tsv           whose texts, and texts that share 10 words in a row, are left out
         models/<WORD_VECTORS_OF>/           the encoder whose word vectors the embeddings start from
+        models/<START>/                     an earlier run to go on from, where one is named
 Writes  models/<RUN>/                       model.safetensors, config.json, tokenizer files, pretraining.json
 Next    train_teachers.py
 """
@@ -21,7 +22,7 @@ from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out
 from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, train_masked
-from lowbit.pretrain.start import as_classifier, check_start, new_masked_lm
+from lowbit.pretrain.start import WEIGHTS, as_classifier, check_start, new_masked_lm
 from lowbit.pretrain.stream import TOKENS, left_out, marks_of, phases_of, sample, tokenize
 
 # ---- settings: edit here, or for one run: --domain-steps 500 ----------------------------------------
@@ -46,6 +47,7 @@ WEIGHT_DECAY = 0.01             # AdamW, on matrices only
 MASK_PROBABILITY = 0.2          # share of whole words to predict
 VECTORS = "both"                # word embeddings start from: corpus, encoder, both (half of the width each), none
 WORD_VECTORS_OF = "e5-small-id"  # folder under models/ of that encoder (fetch_e5_small_id.py)
+START = ""                      # folder under models/ of an earlier run to go on from, with its pieces; empty: none
 COMPILE = True                  # torch.compile: a fifth faster on 2 cores, needs a C++ compiler
 CHECKPOINT_STEPS = 500          # steps between checkpoints; a killed run goes on from the last one
 SEED = 1                        # of weights, masks and order
@@ -58,10 +60,12 @@ VOCAB, VOCAB_MARK = "vocab.txt", "vocab.json"  # the word pieces, and what they 
 
 
 def make_tokenizer(corpus, weights, out) -> BertWordPieceTokenizer:
-    """A WordPiece vocabulary of the corpus, written into `out`; one that was made of the same there is taken.
+    """A WordPiece vocabulary of the corpus, written into `out`; START's, or one that was made of the same, is taken.
 
     Made anew it would differ: of equally frequent pieces, the library takes one or another.
     """
+    if START:
+        return BertWordPieceTokenizer(shutil.copy(run_dir(START) / VOCAB, out), lowercase=True)
     made = {"VOCAB_SIZE": VOCAB_SIZE, "SEED": SEED, "weights": weights, "held_out": corpus.held_out.digest,
             "sources": {source: sha256(corpus.files[source]) for source in weights}}
     mark = out / VOCAB_MARK
@@ -110,7 +114,8 @@ def main(settings):
         write_json(scratch / "pretraining.json",
                    {"history": history, "left_out": left_out(marks), "machine": machine()})
         names = publish(scratch)
-    record(out, STAGE, settings, [corpus.files[source] for source in streams], names)
+    read = [corpus.files[source] for source in streams] + ([run_dir(START) / WEIGHTS] if START else [])
+    record(out, STAGE, settings, read, names)
     (out / CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(out / TOKENS)
     print(f"wrote {shown(out)}")

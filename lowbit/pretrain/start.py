@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from safetensors import safe_open
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification
+from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from lowbit.data.task import SENTIMENT
 from lowbit.pipeline.files import run_dir, shown
@@ -13,6 +13,7 @@ from lowbit.pretrain.vectors import corpus_vectors, projected_vectors
 SPREAD = 0.04  # standard deviation the word vectors are scaled to; BERT draws its own with 0.02
 HEAD_WIDTH = 64  # of each attention head; 32 is an order of magnitude slower in BF16 on the CPU
 TABLE = "bert.embeddings.word_embeddings.weight"  # where a sequence classifier of BERT's family keeps its words
+WEIGHTS = "model.safetensors"
 VECTORS = ("corpus", "encoder", "both", "none")
 
 
@@ -24,13 +25,28 @@ def check_start(s: dict) -> None:
     check(s["NUM_LAYERS"] > 0, f"NUM_LAYERS is {s['NUM_LAYERS']}; it must be above 0")
     check(1 < s["SHORT_LENGTH"] <= s["LONG_LENGTH"], f"SHORT_LENGTH is {s['SHORT_LENGTH']}; it must be from 2 to "
           f"LONG_LENGTH, which is {s['LONG_LENGTH']}")
-    if s["VECTORS"] in ("encoder", "both"):
-        path = run_dir(s["WORD_VECTORS_OF"]) / "model.safetensors"
+    if s["START"]:
+        check_earlier(s)
+    elif s["VECTORS"] in ("encoder", "both"):
+        path = run_dir(s["WORD_VECTORS_OF"]) / WEIGHTS
         check(path.exists(), f"WORD_VECTORS_OF: {shown(path.parent)} holds no encoder: run "
               "`python pretrain/fetch_e5_small_id.py`, or set VECTORS to corpus")
         with safe_open(path, "pt") as tensors:
             check(TABLE in tensors.keys(), f"WORD_VECTORS_OF: {shown(path)} is no BERT with a classifier: name "  # noqa: SIM118
                   "the folder that fetch_e5_small_id.py makes")
+
+
+def check_earlier(s: dict) -> None:
+    """Refuse a START that is no run of ours, or one of other sizes."""
+    folder = run_dir(s["START"])
+    check(all((folder / name).exists() for name in (WEIGHTS, "config.json", "vocab.txt")),
+          f"START: {shown(folder)} holds no encoder with its word pieces: name a finished run of this script")
+    config = AutoConfig.from_pretrained(folder)
+    found = {"VOCAB_SIZE": config.vocab_size, "NUM_LAYERS": config.num_hidden_layers,
+             "HIDDEN_SIZE": config.hidden_size, "LONG_LENGTH": config.max_position_embeddings}
+    for name, value in found.items():
+        check(s[name] == value, f"START: {shown(folder)} has {name} {value}, and the setting says {s[name]}: "
+              f"set it to {value}")
 
 
 def first_vectors(stream: np.ndarray, words: list[str], special: int, s: dict) -> np.ndarray:
@@ -43,7 +59,7 @@ def first_vectors(stream: np.ndarray, words: list[str], special: int, s: dict) -
         parts.append(corpus_vectors(stream, len(words), special, width, s["SEED"]))
     if s["VECTORS"] in ("encoder", "both"):
         folder = run_dir(s["WORD_VECTORS_OF"])
-        with safe_open(folder / "model.safetensors", "pt") as tensors:
+        with safe_open(folder / WEIGHTS, "pt") as tensors:
             table = tensors.get_tensor(TABLE)
         parts.append(projected_vectors(words, AutoTokenizer.from_pretrained(folder), table, width))
     vectors = np.concatenate(parts, axis=1)
@@ -54,7 +70,8 @@ def first_vectors(stream: np.ndarray, words: list[str], special: int, s: dict) -
 def new_masked_lm(stream: np.ndarray, words: list[str], special: int, s: dict) -> BertForMaskedLM:
     """A BERT of the settings' sizes for the vocabulary `words`, of which the first `special` are no words.
 
-    `stream` is a sample of the corpus as token ids: frequencies and word vectors are counted on it.
+    `stream` is a sample of the corpus as token ids: frequencies and word vectors are counted on it. With START, every
+    weight but the prediction head's, which no encoder keeps, is that run's.
     """
     torch.manual_seed(s["SEED"])
     model = BertForMaskedLM(BertConfig(
@@ -63,7 +80,11 @@ def new_masked_lm(stream: np.ndarray, words: list[str], special: int, s: dict) -
         max_position_embeddings=s["LONG_LENGTH"], hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0))  # few passes: nothing to regularise yet
     with torch.no_grad():
-        if s["VECTORS"] != "none":
+        if s["START"]:
+            earlier = BertForSequenceClassification.from_pretrained(run_dir(s["START"]), dtype=torch.float32).bert
+            model.bert.load_state_dict({name: value for name, value in earlier.state_dict().items()
+                                        if not name.startswith("pooler.")})
+        elif s["VECTORS"] != "none":
             vectors = torch.tensor(first_vectors(stream, words, special, s), dtype=torch.float32)
             seen = vectors.abs().sum(1) > 0
             model.bert.embeddings.word_embeddings.weight[seen] = vectors[seen] / vectors[seen].std() * SPREAD

@@ -134,7 +134,7 @@ class Mixture:
 
 @dataclass
 class Phase:
-    """Steps on one mixture of text, in rows of one length; `held_out` rows [n, length] are for the reported loss."""
+    """Steps on one mixture of text, in rows of one length; `held_out` rows [n, tokens] are for the reported loss."""
 
     mixture: Mixture
     length: int
@@ -143,19 +143,22 @@ class Phase:
 
 
 def phases_of(streams: dict[str, Stream], parts, first: int, last: int, seed: int) -> list[Phase]:
-    """A Phase for each (weights, length, steps); the held-out documents of one are trained on in none."""
+    """A Phase for each (weights, length, steps); the held-out documents of one are trained on in none.
+
+    Held-out rows have the shortest length of all: a longer one reads positions that no step before its phase trains.
+    """
     orders = [Mixture(streams, weights, first, last, seed + 1).order(0) for weights, _, _ in parts]
     drawn = [order[: min(HELD_OUT, round(len(order) * HELD_OUT_SHARE))] for order in orders]
     skipped = {}
     for (weights, _, _), documents in zip(parts, drawn, strict=True):
         for place, document in documents:
             skipped.setdefault(list(weights)[place], set()).add(int(document))
-    phases = []
+    phases, shortest = [], min(length for _, length, _ in parts)
     for (weights, length, steps), documents in zip(parts, drawn, strict=True):
         only = Mixture(streams, weights, first, last, seed)
-        rows = list(only.packed(np.unique(documents, axis=0), length))
+        rows = list(only.packed(np.unique(documents, axis=0), shortest))
         check(sum(map(len, rows)) > 0, f"the corpus is too small: {len(documents)} documents, kept for the loss that "
-              f"is reported, do not fill a row of {length} tokens; add text")
+              f"is reported, do not fill a row of {shortest} tokens; add text")
         held = np.concatenate(rows)
         phases.append(Phase(Mixture(streams, weights, first, last, seed, skipped), length, steps, held))
     return phases

@@ -125,7 +125,31 @@ def test_vocabulary_of_other_settings_is_made_anew(pretrained, corpus_folder):
     assert len(AutoTokenizer.from_pretrained(run_folder(run))) <= 200
 
 
+def test_run_goes_on_from_an_earlier_one(pretrained, corpus_folder):
+    """It has that one's pieces and weights: what it has learned is there after a step, and its record names it."""
+    run = new_run()
+    short = ("--general-steps", 0, "--domain-steps", 1, "--learning-rate", 1e-6)
+    done = pretrain(run, corpus_folder, *short, "--start", pretrained.name, "--vocab-size",
+                    len(AutoTokenizer.from_pretrained(pretrained)))
+    assert done.returncode == 0, done.stderr
+    assert (run_folder(run) / "vocab.txt").read_bytes() == (pretrained / "vocab.txt").read_bytes()
+    before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, run_folder(run)))
+    for name in before:
+        if not name.startswith(("bert.pooler", "classifier")):  # those are new in every run
+            assert torch.allclose(before[name], after[name], atol=1e-5), name
+    reads = json.loads((run_folder(run) / "manifest.json").read_text())["stages"][f"pretrain/{STAGE}"]["reads"]
+    assert any(name.endswith(f"{pretrained.name}/model.safetensors") for name in reads)
+
+
+def test_start_of_another_size_is_refused(pretrained, corpus_folder):
+    refused = pretrain(new_run(), corpus_folder, "--start", pretrained.name, "--num-layers", 2, "--vocab-size",
+                       len(AutoTokenizer.from_pretrained(pretrained)))
+    assert refused.returncode == 2
+    assert "has NUM_LAYERS 1, and the setting says 2: set it to 1" in refused.error
+
+
 @pytest.mark.parametrize("flags, said", [
+    (("--start", "nowhere"), "holds no encoder with its word pieces"),
     (("--general", "wiki:1,tweets:1"), "GENERAL names 'tweets'; CORPUS_DIRS hold"),
     (("--domain", "wiki:much"), "DOMAIN weighs wiki with 'much'"),
     (("--vectors", "word2vec"), "VECTORS is 'word2vec'; choose corpus, encoder, both, none"),
@@ -232,6 +256,13 @@ def test_mixture_keeps_its_proportions_and_documents_whole(mixture):
     flat = rows[:, 1:].ravel()
     assert (flat[3::4] == 3).all()
     assert (flat[0::4] == flat[1::4]).all() and (flat[0::4] == flat[2::4]).all()
+
+
+def test_held_out_rows_read_no_position_that_is_not_trained_yet(mixture):
+    """Those of a later phase, whose rows are longer, are as long as the first phase's."""
+    phases = phases_of(mixture.streams, ((mixture.weights, 5, 3), (mixture.weights, 9, 3)), 2, 3, 1)
+    assert [phase.held_out.shape[1] for phase in phases] == [5, 5]
+    assert [phase.length for phase in phases] == [5, 9]
 
 
 def test_batches_start_anywhere(mixture):

@@ -110,8 +110,8 @@ def main(settings):
         speed = ", ".join(f"{np.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f}) at {shape}"
                           for shape, ratios in found["speedup"].items())
         print(f"  {name}: {found['accuracy']:.2f} %, {found.get('labels_as_fp32', 100):.2f} % of labels as FP32, "
-              f"{found['bytes'] / 1e6:.2f} MB, {found['census']['integer']} layers on integers, rules "
-              f"{found.get('rules') or 'kept'}, {speed}")
+              f"{found['bytes'] / 1e6:.2f} MB, {found['census']['integer']} layers on integers, "
+              f"{sum(found.get('rules', {}).values())} findings of the rules checker, {speed}")
     print(f"  ModelOpt's file and its simulation: {results[name]['labels_as_simulated']:.2f} % equal labels")
     out = ROOT / "results" / "modelopt_vision.json"
     write_json(out, {"machine": machine(), "versions": versions() | {"modelopt": list(MODELOPT)}, "settings": settings,

@@ -10,9 +10,10 @@ from collections import Counter
 
 import numpy as np
 import torch
+from profile_file import in_onnxruntime
 
 from lowbit.graph.census import layer_census, openvino_layer_census
-from lowbit.measure.session import take_turns
+from lowbit.measure.session import WARMUP, take_turns
 from lowbit.pipeline.files import ROOT, atomic_folder, claim, file_bytes, publish, resolve, run_dir, shown, write_json
 from lowbit.pipeline.machine import machine, versions
 from lowbit.pipeline.settings import check, chosen
@@ -105,18 +106,28 @@ def timed(name, folder):
     return found
 
 
-def profiled(path):
-    """Milliseconds of OpenVINO's operators by kind and number type, the slowest first, mean of RUNS."""
+def profiled(name, folder):
+    """Runtime and file -> milliseconds by kind of operator, the slowest first."""
+    pixels = np.random.default_rng(0).standard_normal((BATCH, 3, SIZE, SIZE), np.float32)
+    found = {f"openvino {end}": in_openvino(folder / f"{name}_{end}.onnx", pixels) for end in ("fp32", "int8")}
+    for end in ("fp32", "u8"):
+        spent = in_onnxruntime(folder / f"{name}_{end}.onnx", [{INPUT: pixels}] * (RUNS + WARMUP))
+        found[f"onnxruntime {end}"] = Counter({kind: us / 1e3 for kind, us in spent.items()})
+    return {where: {kind: ms for kind, ms in spent.most_common(12) if ms > 0.005} for where, spent in found.items()}
+
+
+def in_openvino(path, pixels):
+    """Milliseconds of OpenVINO's operators by kind and number type, mean of RUNS."""
     import openvino  # here: --help needs none
 
     request = openvino.compile_model(path, "CPU", {"PERF_COUNT": True, "PERFORMANCE_HINT": "LATENCY",
                                                    "INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
-    pixels, spent = np.zeros((BATCH, 3, SIZE, SIZE), np.float32), Counter()
-    for run in range(RUNS + 3):
+    spent = Counter()
+    for run in range(RUNS + WARMUP):
         request.infer([pixels])
-        for node in request.profiling_info if run >= 3 else ():
+        for node in request.profiling_info if run >= WARMUP else ():
             spent[f"{node.node_type} {node.exec_type}"] += node.real_time.total_seconds() * 1e3 / RUNS
-    return {kind: ms for kind, ms in spent.most_common(12) if ms > 0.005}
+    return spent
 
 
 def main(settings):
@@ -133,9 +144,9 @@ def main(settings):
         found[name] = counted(name, folder)
         if ROUNDS:
             found[name]["speed"] = timed(name, folder)
-            found[name]["profile"] = {end: profiled(folder / f"{name}_{end}.onnx") for end in ("fp32", "int8")}
-        for end, spent in found[name].get("profile", {}).items():
-            print(f"  {name} {end} in OpenVINO, ms: " + ", ".join(f"{kind} {ms:.2f}" for kind, ms in spent.items()))
+            found[name]["profile"] = profiled(name, folder)
+        for where, spent in found[name].get("profile", {}).items():
+            print(f"  {name} {where}, ms: " + ", ".join(f"{kind} {ms:.2f}" for kind, ms in spent.items()))
     out = ROOT / "results" / f"{RUN}.json"
     write_json(out, {"machine": machine(), "versions": versions(), "settings": settings, "networks": found})
     print(f"wrote {shown(out)}")

@@ -215,7 +215,7 @@ def test_killed_search_leaves_nothing_half_made(finetuned, mixed_run, small_data
     (SENSITIVITY, ("--bits", "32,8"), "BITS names 32"),
     (SENSITIVITY, ("--score", "hessian"), "SCORE names 'hessian'; choose from kl, fisher"),
     (SENSITIVITY, ("--mode", "both"), "MODE names 'both'; choose from only, all_but"),
-    (SENSITIVITY, ("--texts", 0), "TEXTS is 0"),
+    (SENSITIVITY, ("--texts", -1), "TEXTS is -1"),
     (MIX, ("--budget", "4.6"), "BUDGET is '4.6'; write one of size_mb=…"),
     (MIX, ("--budget", "size_mb=0.001"), "BUDGET size_mb=0.001 is out of reach"),
     (MIX, ("--budget", "effective_bits=1"), "BUDGET effective_bits=1 is out of reach"),

@@ -25,6 +25,10 @@ from stage_runs import (
 )
 from transformers import AutoTokenizer
 
+from lowbit.data.task import Task
+from lowbit.training.encoder import load_pretrained
+from lowbit.training.fine_tune import start_at_mean
+
 TASKS = {
     "emotions": {"texts": ["text"], "labels": ["marah", "senang", "takut", "sedih", "cinta"], "score": "macro_f1"},
     "yes or no": {"texts": ["kalimat"], "labels": ["tidak", "ya"], "score": "f1"},
@@ -228,6 +232,19 @@ def test_fp16_takes_pairs_and_numbers(tiny_model, data):
     results = json.loads((run_folder(run) / "results.json").read_text())
     assert results["files"]["FP16"]["pearson"] == pytest.approx(
         pearsonr(list(map(float, answers)), found[:, 0]).statistic, abs=1e-3)
+
+
+def test_a_new_head_of_a_number_starts_at_the_mean_of_train(tiny_model, tmp_path):
+    """From zero, the first passes only move the answer there; a head that was trained before stays as it is."""
+    task = Task(("text",), None, "pearson")
+    model, _ = load_pretrained(str(tiny_model), "", task)
+    start_at_mean(model, [1.0, 2.0, 6.0])
+    assert model.classifier.bias.item() == 3
+    assert not model.bert.pooler.dense.bias.any()
+    model.save_pretrained(tmp_path)
+    model, _ = load_pretrained(str(tmp_path), "", task)
+    start_at_mean(model, [10.0])
+    assert model.classifier.bias.item() == 3
 
 
 def test_a_number_of_labels_that_contradicts_the_task_is_refused(data):

@@ -172,6 +172,16 @@ def training_arguments(s: dict, out: Path, score: str, autocast: torch.dtype | N
     return args
 
 
+def start_at_mean(model, numbers) -> None:
+    """Let a new head of a number answer train's mean before it has learned anything, in place.
+
+    From zero, the first passes only move the answer there.
+    """
+    for name, parameter in model.named_parameters():
+        if name in model.untrained and parameter.shape == (1,):  # the bias of its one output
+            torch.nn.init.constant_(parameter, sum(numbers) / len(numbers))
+
+
 def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, autocast: torch.dtype | None = None,
               check_epoch: CheckEpoch | None = None, observe: Observe | None = None, save: Save = save_state,
               trainer_class: type[FineTuner] = FineTuner) -> Path:
@@ -187,6 +197,8 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
     data = read_data(s)
     set_seed(s["SEED"])
     model, tokenizer = load_pretrained(s["MODEL_NAME"], s["MODEL_REVISION"], data.task)
+    if data.task.labels is None:
+        start_at_mean(model, data.splits["train"][1])
     limit = longest_input(model)
     check(s["MAX_LENGTH"] <= limit, f"MAX_LENGTH is {s['MAX_LENGTH']}; {s['MODEL_NAME']} reads at most {limit} tokens")
     reader = TextReader(tokenizer, s["CLEANING"], s["MAX_LENGTH"], input_names(model.config, data.task.pairs))

@@ -37,8 +37,9 @@ def check_start(s: dict) -> None:
 
 
 def check_earlier(s: dict) -> None:
-    """Refuse a START that is no run of ours, or one of other sizes."""
+    """Refuse a START that is no run of ours, RUN itself, or one of other sizes."""
     folder = run_dir(s["START"])
+    check(folder != run_dir(s["RUN"]), f"START and RUN are both {s['RUN']}: give the new run a name of its own")
     check(all((folder / name).exists() for name in (WEIGHTS, "config.json", "vocab.txt")),
           f"START: {shown(folder)} holds no encoder with its word pieces: name a finished run of this script")
     config = AutoConfig.from_pretrained(folder)

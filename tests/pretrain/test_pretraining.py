@@ -150,6 +150,7 @@ def test_start_of_another_size_is_refused(pretrained, corpus_folder):
 
 @pytest.mark.parametrize("flags, said", [
     (("--start", "nowhere"), "holds no encoder with its word pieces"),
+    (("--run", "pretraining-again", "--start", "pretraining-again"), "START and RUN are both pretraining-again"),
     (("--general", "wiki:1,tweets:1"), "GENERAL names 'tweets'; CORPUS_DIRS hold"),
     (("--domain", "wiki:much"), "DOMAIN weighs wiki with 'much'"),
     (("--vectors", "word2vec"), "VECTORS is 'word2vec'; choose corpus, encoder, both, none"),

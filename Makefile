@@ -91,7 +91,7 @@ web: .venv/web
 tinybert: .venv/tinybert
 	$(PY) data/prepare_glue.py --source-dir $(GLUE) --tasks SST-2 --train-rows 6000 --out-dir data/glue-small
 	$(PY) data/prepare_glue.py --source-dir $(GLUE) --tasks STS-B --train-rows 1500 --out-dir data/glue-small
-	for passes in "SST-2 2 3 1" "STS-B 8 16 6"; do set -- $$passes; \
+	for passes in "SST-2 2 3 1" "STS-B 4 8 3"; do set -- $$passes; \
 	  $(PY) tinybert/finetune_teacher.py $(SMALL) --task $$1 --model-name "$$($(PY) tinybert/teacher_folder.py)" --learning-rate 1e-4 --num-epochs $$2 --freeze-words && \
 	  $(PY) tinybert/make_student.py $(SMALL) --task $$1 && \
 	  $(PY) tinybert/distil.py $(SMALL) --task $$1 --num-epochs $$3 --intermediate-epochs $$4 --freeze-words && \

@@ -45,8 +45,6 @@ SEED = 42                       # of new weights, order and moved pictures
 SKIP_BAD = False                # leave out pictures that cannot be used instead of refusing them all
 # --------------------------------------------------------------------------------------------------
 
-SETTLING = 1024  # pictures of train that BatchNorm's statistics are of
-
 
 def check_settings():
     check(TARGET in TARGETS, f"TARGET is {TARGET!r}; choose {', '.join(TARGETS)}")
@@ -68,11 +66,11 @@ def fp32_network(folder, data, preprocessing):
     torch.manual_seed(SEED)
     model = build(MODEL, len(read_task(folder).labels))
     print(f"  {MODEL}, {load_published(model, MODEL, WEIGHTS)}")
+    crops = data["train"][0][:: max(1, len(data["train"][0]) // 256)]
+    if WEIGHTS == "none" and not FP32_EPOCHS:
+        settle_statistics(model, batches_of(crops, preprocessing)())
     history = train(model, data, preprocessing, recipe(FP32_EPOCHS, FP32_RATE), FP32, folder, live_norm=True)
     model.eval()
-    if FP32_EPOCHS or WEIGHTS == "none":  # averages that training left behind amplify what rounding does
-        crops = data["train"][0][:: max(1, len(data["train"][0]) // SETTLING)]
-        settle_statistics(model, batches_of(crops, preprocessing)())
     print(f"  FP32: valid accuracy {100 * accuracy_of(model, data['valid'], preprocessing):.2f} %")
     return model, history
 

@@ -122,13 +122,8 @@ def load_published(model: nn.Module, name: str, weights: str) -> str:
 
 
 @torch.no_grad()
-@torch.no_grad()
 def settle_statistics(model: nn.Module, batches) -> None:
-    """Give BatchNorm the mean and variance of what flows through it, nothing dropped: "precise BatchNorm".
-
-    The averages kept while training are of other weights, and of other values where something was dropped
-    (Wu and Johnson 2021, arXiv:2105.07576).
-    """
+    """Give BatchNorm the mean and variance of what flows through it, so that a random network's values stay small."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     model.eval()

@@ -8,12 +8,6 @@ import pytest
 import torch
 from stage_runs import ROOT, changed_manifest, new_run, run_folder, run_stage_script
 
-from lowbit.vision.calibrate import batches_of
-from lowbit.vision.data import read_splits
-from lowbit.vision.networks import settle_statistics
-from lowbit.vision.preprocessing import read_preprocessing
-from lowbit.vision.run import float_network
-
 PICTURES = ROOT / "data" / "pictures"
 DRAW, TRAIN, PTQ = "calibration_dataset.py", "qat_pytorch.py", "ptq_tensorrt.py"
 SENSITIVE, MIX, EVALUATE = "sensitivity_analysis.py", "mixed_precision.py", "accuracy_evaluation.py"
@@ -104,20 +98,6 @@ def test_the_files_keep_what_they_say(finished):
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     assert all(stored[name] == tensor.numpy() for name, tensor in state.items() if name.endswith(".scale"))
     assert not list(run_folder(run).glob("checkpoint_*"))
-
-
-def test_statistics_are_those_of_the_weights_that_ship(finished, pictures):
-    """BatchNorm's averages of training are replaced by what flows through the kept weights."""
-    folder = run_folder(finished[0])
-    model, preprocessing = float_network(folder), read_preprocessing(folder)
-    model.load_state_dict(torch.load(folder / "model_fp32.pth", weights_only=True))
-    kept = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
-    crops = read_splits(folder, pictures, ["train"], False)["train"][0]
-    settle_statistics(model, batches_of(crops, preprocessing)())
-    assert len(kept) == 38  # a mean and a variance of 19 layers
-    for name, value in model.state_dict().items():
-        if name in kept:
-            assert torch.allclose(value, kept[name], rtol=1e-4, atol=1e-5), name
 
 
 def test_sensitivity_has_every_layer_and_the_way_to_the_mix(finished):

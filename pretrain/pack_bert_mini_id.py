@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
 
 from lowbit.data.task import SENTIMENT
 from lowbit.data.tokens import PREPROCESSING, TextReader, load_reader
@@ -112,6 +113,7 @@ def recipe_of(folders: list[Path]) -> dict:
 
 
 def main(settings):
+    logging.disable_progress_bar()  # of a second's work
     folders, out = [run_dir(name.strip()) for name in RUNS.split(",")], resolve(OUT_DIR)
     for folder in folders:
         maker = next((stage for stage in MAKERS if stage in stages_of(folder)), MAKERS[0])

@@ -5,13 +5,11 @@ Writes  results/profile_file.json
 
 Counting costs time of its own, most where operators are small: shares are to be read, not sums.
 """
-import json
-import tempfile
 from collections import Counter
 from pathlib import Path
 
-import onnxruntime as ort
 from bert_base import read_shapes
+from profiler import in_onnxruntime
 
 from lowbit.measure.session import WARMUP, random_inputs, require_runtime
 from lowbit.pipeline.files import ROOT, resolve, shown, write_json
@@ -29,32 +27,12 @@ LARGEST_ID = 5_000              # token ids are drawn below it
 # --------------------------------------------------------------------------------------------------
 
 
-def in_onnxruntime(path: Path, batches: list[dict]) -> Counter:
-    """Operator -> microseconds a batch."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.enable_profiling, options.intra_op_num_threads = True, THREADS
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        names = [given.name for given in session.get_inputs()]
-        for batch in batches:
-            session.run(["logits"], {name: batch[name] for name in names})
-        events = json.loads(Path(session.end_profiling()).read_text())
-    spent, seen = Counter(), Counter()
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
-            seen[event["name"]] += 1
-            if seen[event["name"]] > WARMUP:
-                spent[event["args"]["op_name"]] += event["dur"] / (len(batches) - WARMUP)
-    return spent
-
-
-def in_openvino(path: Path, batches: list[dict]) -> Counter:
+def in_openvino(path: Path, batches: list[dict], threads: int) -> Counter:
     """Kernel -> microseconds a batch."""
     import openvino
 
     request = openvino.compile_model(path, "CPU", {
-        "INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": True, "INFERENCE_NUM_THREADS": THREADS,
+        "INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": True, "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
     spent = Counter()
     for number, batch in enumerate(batches):
@@ -71,7 +49,7 @@ def main(settings):
     found = {}
     ask = in_openvino if RUNTIME == "openvino" else in_onnxruntime
     for batch, length in read_shapes(SHAPES):
-        spent = ask(path, random_inputs(LARGEST_ID, batch, length, RUNS + WARMUP))
+        spent = ask(path, random_inputs(LARGEST_ID, batch, length, RUNS + WARMUP), THREADS)
         total = sum(spent.values())
         found[f"{batch}x{length}"] = dict(spent.most_common())
         print(f"  {batch} x {length} tokens: " + ", ".join(

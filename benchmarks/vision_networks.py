@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 import torch
-from profile_file import in_onnxruntime
+from profiler import in_onnxruntime
 
 from lowbit.graph.census import layer_census, openvino_layer_census
 from lowbit.measure.session import WARMUP, take_turns
@@ -111,7 +111,7 @@ def profiled(name, folder):
     pixels = np.random.default_rng(0).standard_normal((BATCH, 3, SIZE, SIZE), np.float32)
     found = {f"openvino {end}": in_openvino(folder / f"{name}_{end}.onnx", pixels) for end in ("fp32", "int8")}
     for end in ("fp32", "u8"):
-        spent = in_onnxruntime(folder / f"{name}_{end}.onnx", [{INPUT: pixels}] * (RUNS + WARMUP))
+        spent = in_onnxruntime(folder / f"{name}_{end}.onnx", [{INPUT: pixels}] * (RUNS + WARMUP), THREADS)
         found[f"onnxruntime {end}"] = Counter({kind: us / 1e3 for kind, us in spent.items()})
     return {where: {kind: ms for kind, ms in spent.most_common(12) if ms > 0.005} for where, spent in found.items()}
 

@@ -23,6 +23,7 @@ WEIGHTS = "none"                # as there: a file, default or none
 SIZE = 32                       # side of a network's input, pixels; pictures are resized to it
 FP32_EPOCHS = 0                 # passes over train before anything is quantized
 FP32_RATE = 1e-3                # peak learning rate of these
+FROZEN_EPOCHS = 0               # further ones with BatchNorm's statistics frozen
 QAT_EPOCHS = 3                  # passes with INT8 simulated, and as many of the control
 QAT_RATE = 2e-4                 # peak learning rate of both
 WEIGHT_BITS = 8                 # bits of a weight in QAT and after training, 8 or 4
@@ -47,8 +48,8 @@ def run_seed(seed):
     here = ("--run", run, "--data-dir", DATA_DIR)
     run_script("calibration_dataset", *here, "--size", SIZE, "--resize", SIZE, "--seed", seed)
     run_script("qat_pytorch", *here, "--model", MODEL, "--weights", WEIGHTS, "--batch-size", BATCH_SIZE,
-               "--fp32-epochs", FP32_EPOCHS, "--fp32-rate", FP32_RATE, "--qat-epochs", QAT_EPOCHS, "--qat-rate",
-               QAT_RATE, "--weight-bits", WEIGHT_BITS, "--seed", seed)
+               "--fp32-epochs", FP32_EPOCHS, "--fp32-rate", FP32_RATE, "--frozen-epochs", FROZEN_EPOCHS,
+               "--qat-epochs", QAT_EPOCHS, "--qat-rate", QAT_RATE, "--weight-bits", WEIGHT_BITS, "--seed", seed)
     run_script("ptq_tensorrt", *here, "--method", "minmax,entropy,percentile", "--target", "tensorrt,onnxruntime",
                "--weight-bits", WEIGHT_BITS)
     run_script("accuracy_evaluation", *here, "--rounds", 3)

@@ -31,11 +31,12 @@ RUN = "vision"                  # folder under models/ shared by the stages
 DATA_DIR = "data/pictures"      # folder of train/, valid/, test/, each with a folder of pictures a class
 MODEL = "resnet50"              # resnet50, vgg16, efficientnet_b0, resnet20 or efficientnet_lite0
 WEIGHTS = "default"             # default: the published ones; a file; or none: random
-FP32_EPOCHS = 3                 # passes over train in FP32 before anything is quantized; 0: the weights as they are
+FP32_EPOCHS = 3                 # passes over train in FP32 before anything is quantized; 0: none
 FP32_RATE = 1e-3                # peak learning rate of these (Adam)
+FROZEN_EPOCHS = 1               # further FP32 passes with BatchNorm's statistics frozen, at QAT_RATE; 0: none
 QAT = True                      # train with INT8 simulated, and the control; --no-qat: FP32 alone
 QAT_EPOCHS = 3                  # passes over train with INT8 simulated, and as many of the FP32 control
-QAT_RATE = 2e-4                 # peak learning rate of both (Adam)
+QAT_RATE = 2e-4                 # peak learning rate of these (Adam)
 TARGET = "tensorrt"             # tensorrt or openvino (int8), onnxruntime (uint8): what QAT simulates
 WEIGHT_BITS = 8                 # bits of a weight, 8 or 4; 4 are stored as INT8 of 15 levels
 METHOD = "minmax"               # calibration that QAT's scales start from: minmax, entropy or percentile
@@ -45,12 +46,15 @@ SEED = 42                       # of new weights, order and moved pictures
 SKIP_BAD = False                # leave out pictures that cannot be used instead of refusing them all
 # --------------------------------------------------------------------------------------------------
 
+FROZEN = "frozen"  # the phase of FROZEN_EPOCHS
+
 
 def check_settings():
     check(TARGET in TARGETS, f"TARGET is {TARGET!r}; choose {', '.join(TARGETS)}")
     check(METHOD in METHODS, f"METHOD is {METHOD!r}; choose {', '.join(METHODS)}")
     check(WEIGHT_BITS in KNOWN_WEIGHT_BITS, f"WEIGHT_BITS is {WEIGHT_BITS}; choose 8 or 4")
-    for name, value in (("FP32_EPOCHS", FP32_EPOCHS), ("QAT_EPOCHS", QAT_EPOCHS), ("WEIGHT_DECAY", WEIGHT_DECAY)):
+    for name, value in (("FP32_EPOCHS", FP32_EPOCHS), ("FROZEN_EPOCHS", FROZEN_EPOCHS), ("QAT_EPOCHS", QAT_EPOCHS),
+                        ("WEIGHT_DECAY", WEIGHT_DECAY)):
         check(value >= 0, f"{name} is {value}; it must not be below 0")
     for name, value in (("FP32_RATE", FP32_RATE), ("QAT_RATE", QAT_RATE), ("BATCH_SIZE", BATCH_SIZE)):
         check(value > 0, f"{name} is {value}; it must be above 0")
@@ -62,17 +66,23 @@ def recipe(epochs, rate):
 
 
 def fp32_network(folder, data, preprocessing):
-    """(network, history): loaded or new, trained for FP32_EPOCHS."""
+    """(network, its histories): loaded or new, trained for FP32_EPOCHS and FROZEN_EPOCHS.
+
+    Training leaves statistics behind that are not those of its last weights. Weights that have not been trained with
+    them may multiply what rounding does: see EfficientNet-B0 in RESULTS.md.
+    """
     torch.manual_seed(SEED)
     model = build(MODEL, len(read_task(folder).labels))
     print(f"  {MODEL}, {load_published(model, MODEL, WEIGHTS)}")
     crops = data["train"][0][:: max(1, len(data["train"][0]) // 256)]
     if WEIGHTS == "none" and not FP32_EPOCHS:
         settle_statistics(model, batches_of(crops, preprocessing)())
-    history = train(model, data, preprocessing, recipe(FP32_EPOCHS, FP32_RATE), FP32, folder, live_norm=True)
+    histories = {FP32: train(model, data, preprocessing, recipe(FP32_EPOCHS, FP32_RATE), FP32, folder, live_norm=True)}
+    if FROZEN_EPOCHS:
+        histories[FROZEN] = train(model, data, preprocessing, recipe(FROZEN_EPOCHS, QAT_RATE), FROZEN, folder)
     model.eval()
     print(f"  FP32: valid accuracy {100 * accuracy_of(model, data['valid'], preprocessing):.2f} %")
-    return model, history
+    return model, histories
 
 
 def main(settings):
@@ -83,9 +93,9 @@ def main(settings):
     check_size(MODEL, preprocessing.size)
     data = read_splits(folder, data_dir, ("train", "valid"), SKIP_BAD)
     print("  " + ", ".join(f"{len(labels)} pictures of {split}" for split, (_, labels) in data.items()))
-    model, history = fp32_network(folder, data, preprocessing)
+    model, histories = fp32_network(folder, data, preprocessing)
     folded = fold(model)
-    made, histories = [(Variant(FP32, TRAIN, "", 32, ()), folded, model)], {FP32: history}
+    made = [(Variant(FP32, TRAIN, "", 32, ()), folded, model)]
     if QAT:
         control = fold(model)
         histories[CONTROL] = train(control, data, preprocessing, recipe(QAT_EPOCHS, QAT_RATE), CONTROL, folder)

@@ -98,6 +98,9 @@ def test_the_files_keep_what_they_say(finished):
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     assert all(stored[name] == tensor.numpy() for name, tensor in state.items() if name.endswith(".scale"))
     assert not list(run_folder(run).glob("checkpoint_*"))
+    phases = json.loads((run_folder(run) / "training.json").read_text())
+    assert {name: len(epochs) for name, epochs in phases.items()} == {
+        "fp32": 1, "frozen": 1, "control": 1, "qat_int8": 1}
 
 
 def test_sensitivity_has_every_layer_and_the_way_to_the_mix(finished):

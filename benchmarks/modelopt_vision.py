@@ -40,6 +40,7 @@ BATCH_SIZE = 16                 # pictures of a timed batch, beside one
 THREADS = 0                     # threads of each session; 0 = every core
 # --------------------------------------------------------------------------------------------------
 
+THEIRS = "ModelOpt, INT8_DEFAULT_CFG"
 CHILD = """
 import sys
 import modelopt.torch.quantization as mtq
@@ -80,15 +81,15 @@ def main(settings):
     crops, truth = read_splits(run, data_dir, ["test"], False)["test"]
     network = float_network(run)
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         torch.save(network, folder / "network.pt")
         np.save(folder / "calibration.npy", preprocessing.inputs(calibration_crops(run, data_dir, 0)))
         np.save(folder / "test.npy", preprocessing.inputs(crops))
         done = subprocess.run([environment("modelopt", MODELOPT), "-c", CHILD, folder], capture_output=True, text=True,
                               env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
         check(done.returncode == 0, f"ModelOpt ended with: {done.stderr[-800:]}")
-        files["ModelOpt, INT8_DEFAULT_CFG"] = folder / "model.onnx"
+        files[THEIRS] = folder / "model.onnx"
         simulated = np.load(folder / "simulated.npy")
         labels, results = {}, {}
         for name, path in files.items():
@@ -99,8 +100,8 @@ def main(settings):
             if name != FP32:
                 results[name] |= {"labels_as_fp32": share(labels[name], labels[FP32]),
                                   "rules": dict(Counter(finding.kind for finding in check_rules(path)))}
-        results[name] |= {"accuracy_simulated": share(simulated.argmax(-1), truth),
-                          "labels_as_simulated": share(labels[name], simulated.argmax(-1))}
+        results[THEIRS] |= {"accuracy_simulated": share(simulated.argmax(-1), truth),
+                            "labels_as_simulated": share(labels[THEIRS], simulated.argmax(-1))}
         turns, shapes = measured_speed(files, OPENVINO, preprocessing, settings)
     for name, rounds in turns.items():
         results[name]["speedup"] = {shape: sorted(
@@ -112,7 +113,7 @@ def main(settings):
         print(f"  {name}: {found['accuracy']:.2f} %, {found.get('labels_as_fp32', 100):.2f} % of labels as FP32, "
               f"{found['bytes'] / 1e6:.2f} MB, {found['census']['integer']} layers on integers, "
               f"{sum(found.get('rules', {}).values())} findings of the rules checker, {speed}")
-    print(f"  ModelOpt's file and its simulation: {results[name]['labels_as_simulated']:.2f} % equal labels")
+    print(f"  ModelOpt's file and its simulation: {results[THEIRS]['labels_as_simulated']:.2f} % equal labels")
     out = ROOT / "results" / "modelopt_vision.json"
     write_json(out, {"machine": machine(), "versions": versions() | {"modelopt": list(MODELOPT)}, "settings": settings,
                      "pictures": len(crops), "results": results})

@@ -64,11 +64,12 @@ def make_tokenizer(corpus, weights, out) -> BertWordPieceTokenizer:
 
     Made anew it would differ: of equally frequent pieces, the library takes one or another.
     """
+    mark = out / VOCAB_MARK
     if START:
+        mark.unlink(missing_ok=True)  # what lay here was made otherwise, and is written over
         return BertWordPieceTokenizer(shutil.copy(run_dir(START) / VOCAB, out), lowercase=True)
     made = {"VOCAB_SIZE": VOCAB_SIZE, "SEED": SEED, "weights": weights, "held_out": corpus.held_out.digest,
             "sources": {source: sha256(corpus.files[source]) for source in weights}}
-    mark = out / VOCAB_MARK
     if not (mark.exists() and json.loads(mark.read_text(encoding="utf-8")) == made and (out / VOCAB).exists()):
         mark.unlink(missing_ok=True)
         tokenizer = BertWordPieceTokenizer(lowercase=True)
@@ -103,7 +104,7 @@ def main(settings):
         print(f"  {phase.steps} steps of {TOKENS_PER_STEP} tokens in rows of {phase.length}: "
               f"{phase.steps * TOKENS_PER_STEP / phase.mixture.tokens():.1f} passes over "
               f"{phase.mixture.tokens() / 1e6:.2f} M tokens", flush=True)
-    resumed = {"VECTORS": "none"} if (out / CHECKPOINT).exists() else {}  # they would be overwritten at once
+    resumed = {"VECTORS": "none", "START": ""} if (out / CHECKPOINT).exists() else {}  # would be overwritten at once
     model = new_masked_lm(sample(phases[0].mixture, SHORT_LENGTH), words, MASK + 1, settings | resumed)
     starts_word = torch.tensor([not word.startswith("##") for word in words], dtype=torch.long)
     history = train_masked(model, phases, Vocabulary(starts_word, MASK + 1, MASK), settings | {"TEXT": marks}, out)

@@ -31,9 +31,9 @@ RUN = "vision"                  # folder under models/ shared by the stages
 DATA_DIR = "data/pictures"      # folder of train/, valid/, test/, each with a folder of pictures a class
 MODEL = "resnet50"              # resnet50, vgg16, efficientnet_b0, resnet20 or efficientnet_lite0
 WEIGHTS = "default"             # default: the published ones; a file; or none: random
-FP32_EPOCHS = 3                 # passes over train in FP32 before anything is quantized; 0: none
+FP32_EPOCHS = 3                 # passes over train in FP32 before anything is quantized; 0: the weights as they are
 FP32_RATE = 1e-3                # peak learning rate of these (Adam)
-FROZEN_EPOCHS = 1               # further FP32 passes with BatchNorm's statistics frozen, at QAT_RATE; 0: none
+FROZEN_EPOCHS = 1               # further passes after these, with BatchNorm's statistics frozen, at QAT_RATE
 QAT = True                      # train with INT8 simulated, and the control; --no-qat: FP32 alone
 QAT_EPOCHS = 3                  # passes over train with INT8 simulated, and as many of the FP32 control
 QAT_RATE = 2e-4                 # peak learning rate of these (Adam)
@@ -78,7 +78,7 @@ def fp32_network(folder, data, preprocessing):
     if WEIGHTS == "none" and not FP32_EPOCHS:
         settle_statistics(model, batches_of(crops, preprocessing)())
     histories = {FP32: train(model, data, preprocessing, recipe(FP32_EPOCHS, FP32_RATE), FP32, folder, live_norm=True)}
-    if FROZEN_EPOCHS:
+    if FP32_EPOCHS and FROZEN_EPOCHS:
         histories[FROZEN] = train(model, data, preprocessing, recipe(FROZEN_EPOCHS, QAT_RATE), FROZEN, folder)
     model.eval()
     print(f"  FP32: valid accuracy {100 * accuracy_of(model, data['valid'], preprocessing):.2f} %")

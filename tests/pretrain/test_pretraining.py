@@ -128,11 +128,14 @@ def test_vocabulary_of_other_settings_is_made_anew(pretrained, corpus_folder):
 def test_run_goes_on_from_an_earlier_one(pretrained, corpus_folder):
     """It has that one's pieces and weights: what it has learned is there after a step, and its record names it."""
     run = new_run()
+    (run_folder(run) / "tokens").mkdir(parents=True)  # as a kill leaves it after a vocabulary of its own
+    (run_folder(run) / "vocab.json").write_text("{}")
     short = ("--general-steps", 0, "--domain-steps", 1, "--learning-rate", 1e-6)
     done = pretrain(run, corpus_folder, *short, "--start", pretrained.name, "--vocab-size",
                     len(AutoTokenizer.from_pretrained(pretrained)))
     assert done.returncode == 0, done.stderr
     assert (run_folder(run) / "vocab.txt").read_bytes() == (pretrained / "vocab.txt").read_bytes()
+    assert not (run_folder(run) / "vocab.json").exists()  # it would say that these pieces are those of the corpus
     before, after = (load_file(folder / "model.safetensors") for folder in (pretrained, run_folder(run)))
     for name in before:
         if not name.startswith(("bert.pooler", "classifier")):  # those are new in every run

@@ -22,7 +22,7 @@ from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out
 from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, train_masked
-from lowbit.pretrain.start import WEIGHTS, as_classifier, check_start, new_masked_lm
+from lowbit.pretrain.start import as_classifier, check_start, new_masked_lm
 from lowbit.pretrain.stream import TOKENS, left_out, marks_of, phases_of, sample, tokenize
 
 # ---- settings: edit here, or for one run: --domain-steps 500 ----------------------------------------
@@ -59,6 +59,11 @@ CLS, SEP, MASK = 2, 3, 4
 VOCAB, VOCAB_MARK = "vocab.txt", "vocab.json"  # the word pieces, and what they were made of
 
 
+def write_pieces(vocab: dict[str, int], out) -> None:
+    """The pieces of a vocabulary, one a line in the order of their ids."""
+    write_text(out / VOCAB, "\n".join(sorted(vocab, key=vocab.get)) + "\n")
+
+
 def make_tokenizer(corpus, weights, out) -> BertWordPieceTokenizer:
     """A WordPiece vocabulary of the corpus, written into `out`; START's, or one that was made of the same, is taken.
 
@@ -67,7 +72,8 @@ def make_tokenizer(corpus, weights, out) -> BertWordPieceTokenizer:
     mark = out / VOCAB_MARK
     if START:
         mark.unlink(missing_ok=True)  # what lay here was made otherwise, and is written over
-        return BertWordPieceTokenizer(shutil.copy(run_dir(START) / VOCAB, out), lowercase=True)
+        write_pieces(BertTokenizerFast.from_pretrained(run_dir(START)).get_vocab(), out)
+        return BertWordPieceTokenizer(str(out / VOCAB), lowercase=True)
     made = {"VOCAB_SIZE": VOCAB_SIZE, "SEED": SEED, "weights": weights, "held_out": corpus.held_out.digest,
             "sources": {source: sha256(corpus.files[source]) for source in weights}}
     if not (mark.exists() and json.loads(mark.read_text(encoding="utf-8")) == made and (out / VOCAB).exists()):
@@ -75,15 +81,14 @@ def make_tokenizer(corpus, weights, out) -> BertWordPieceTokenizer:
         tokenizer = BertWordPieceTokenizer(lowercase=True)
         tokenizer.train_from_iterator(corpus.weighted(weights, SEED), vocab_size=VOCAB_SIZE, min_frequency=2,
                                       special_tokens=list(SPECIAL), show_progress=False)
-        vocab = tokenizer.get_vocab()
-        write_text(out / VOCAB, "\n".join(sorted(vocab, key=vocab.get)) + "\n")
+        write_pieces(tokenizer.get_vocab(), out)
         write_json(mark, made)
     return BertWordPieceTokenizer(str(out / VOCAB), lowercase=True)
 
 
 def main(settings):
     check_settings(settings)
-    check_start(settings)
+    earlier = check_start(settings, STAGE)
     logging.disable_progress_bar()  # of a second's work
     out = run_dir(RUN)
     begin_run(out, STAGE, TOKENS)
@@ -115,8 +120,7 @@ def main(settings):
         write_json(scratch / "pretraining.json",
                    {"history": history, "left_out": left_out(marks), "machine": machine()})
         names = publish(scratch)
-    read = [corpus.files[source] for source in streams] + ([run_dir(START) / WEIGHTS] if START else [])
-    record(out, STAGE, settings, read, names)
+    record(out, STAGE, settings, [*(corpus.files[source] for source in streams), *earlier], names)
     (out / CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(out / TOKENS)
     print(f"wrote {shown(out)}")

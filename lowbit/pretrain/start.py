@@ -1,5 +1,7 @@
 """A new compact BERT that does not start from nothing: words from vectors, the output bias from frequencies."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -7,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForMaskedLM,
 
 from lowbit.data.task import SENTIMENT
 from lowbit.pipeline.files import run_dir, shown
+from lowbit.pipeline.manifest import recorded, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pretrain.vectors import corpus_vectors, projected_vectors
 
@@ -17,8 +20,11 @@ WEIGHTS = "model.safetensors"
 VECTORS = ("corpus", "encoder", "both", "none")
 
 
-def check_start(s: dict) -> None:
-    """Refuse sizes that make no encoder, and vectors that are not there, each with one sentence."""
+def check_start(s: dict, stage: str) -> list[Path]:
+    """Refuse sizes that make no encoder, and vectors that are not there, each with one sentence.
+
+    Returns the files of START, made by `stage`, that are read.
+    """
     check(s["VECTORS"] in VECTORS, f"VECTORS is {s['VECTORS']!r}; choose {', '.join(VECTORS)}")
     check(s["HIDDEN_SIZE"] > 0 and s["HIDDEN_SIZE"] % HEAD_WIDTH == 0,
           f"HIDDEN_SIZE is {s['HIDDEN_SIZE']}; it must be a multiple of {HEAD_WIDTH}, the width of a head")
@@ -26,28 +32,31 @@ def check_start(s: dict) -> None:
     check(1 < s["SHORT_LENGTH"] <= s["LONG_LENGTH"], f"SHORT_LENGTH is {s['SHORT_LENGTH']}; it must be from 2 to "
           f"LONG_LENGTH, which is {s['LONG_LENGTH']}")
     if s["START"]:
-        check_earlier(s)
-    elif s["VECTORS"] in ("encoder", "both"):
+        return check_earlier(s, stage)
+    if s["VECTORS"] in ("encoder", "both"):
         path = run_dir(s["WORD_VECTORS_OF"]) / WEIGHTS
         check(path.exists(), f"WORD_VECTORS_OF: {shown(path.parent)} holds no encoder: run "
               "`python pretrain/fetch_e5_small_id.py`, or set VECTORS to corpus")
         with safe_open(path, "pt") as tensors:
             check(TABLE in tensors.keys(), f"WORD_VECTORS_OF: {shown(path)} is no BERT with a classifier: name "  # noqa: SIM118
                   "the folder that fetch_e5_small_id.py makes")
+    return []
 
 
-def check_earlier(s: dict) -> None:
-    """Refuse a START that is no run of ours, RUN itself, or one of other sizes."""
+def check_earlier(s: dict, stage: str) -> list[Path]:
+    """The files of START; raises UserError if it is no run of `stage`, changed since, RUN itself, or of other sizes."""
     folder = run_dir(s["START"])
     check(folder != run_dir(s["RUN"]), f"START and RUN are both {s['RUN']}: give the new run a name of its own")
-    check(all((folder / name).exists() for name in (WEIGHTS, "config.json", "vocab.txt")),
+    check(stage in stages_of(folder),
           f"START: {shown(folder)} holds no encoder with its word pieces: name a finished run of this script")
+    read = recorded(folder, stage, WEIGHTS, "config.json", "tokenizer.json")
     config = AutoConfig.from_pretrained(folder)
     found = {"VOCAB_SIZE": config.vocab_size, "NUM_LAYERS": config.num_hidden_layers,
              "HIDDEN_SIZE": config.hidden_size, "LONG_LENGTH": config.max_position_embeddings}
     for name, value in found.items():
         check(s[name] == value, f"START: {shown(folder)} has {name} {value}, and the setting says {s[name]}: "
               f"set it to {value}")
+    return read
 
 
 def first_vectors(stream: np.ndarray, words: list[str], special: int, s: dict) -> np.ndarray:

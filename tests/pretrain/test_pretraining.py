@@ -151,6 +151,18 @@ def test_start_of_another_size_is_refused(pretrained, corpus_folder):
     assert "has NUM_LAYERS 1, and the setting says 2: set it to 1" in refused.error
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_start_that_was_changed_is_refused(pretrained, corpus_folder, name):
+    """A weight file cut short, or another's pieces: one sentence, and nothing is begun."""
+    start, run = run_folder(new_run()), new_run()
+    shutil.copytree(pretrained, start)
+    (start / name).write_bytes((pretrained / name).read_bytes()[:1000])
+    refused = pretrain(run, corpus_folder, "--start", start.name)
+    assert refused.returncode == 2
+    assert f"{name} (SHA-256 " in refused.error and "it was changed, cut short or copied" in refused.error
+    assert not run_folder(run).exists()
+
+
 @pytest.mark.parametrize("flags, said", [
     (("--start", "nowhere"), "holds no encoder with its word pieces"),
     (("--run", "pretraining-again", "--start", "pretraining-again"), "START and RUN are both pretraining-again"),

@@ -160,6 +160,12 @@ def main(argv: list[str]) -> int:
     return 1 if out.counts[""] else 0
 
 
+def interrupted() -> int:
+    """Say so; returns the status of it."""
+    say("error: interrupted; with --output, go on with --resume")
+    return 130
+
+
 def status_of(argv: list[str]) -> int:
     """main() with a sentence for each way to end early."""
     try:
@@ -167,8 +173,11 @@ def status_of(argv: list[str]) -> int:
     except Refusal as refusal:
         say(f"error: {refusal}")
     except KeyboardInterrupt:
-        say("error: interrupted; with --output, go on with --resume")
-        return 130
+        return interrupted()
+    except RuntimeError as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):  # else Ctrl-C came while Python let go of a lock
+            raise
+        return interrupted()
     except BrokenPipeError:  # the reader has had enough
         return 0
     except OSError as error:

@@ -24,6 +24,7 @@ from lowbit.data.tokens import load_reader
 from lowbit.measure.session import Session
 
 sys.path.insert(0, str(ROOT / "deploy"))
+import predict as predict_script  # noqa: E402
 import predictor  # noqa: E402  (deploy/ is no package: its files are copied to servers)
 
 LABELS = ("positive", "neutral", "negative")
@@ -415,3 +416,20 @@ def test_the_packed_folder_is_what_a_server_needs(packed, finished_folder):
     assert (packed / "config.json").read_bytes() == (finished_folder / "config.json").read_bytes()
     assert not any(str(ROOT) in path.read_text(errors="replace") for path in packed.rglob("*.json"))
     assert not os.path.exists(packed / "lowbit")
+
+
+@pytest.mark.parametrize("first, status", [(KeyboardInterrupt, 130), (ValueError, None)])
+def test_ctrl_c_while_a_lock_is_let_go(monkeypatch, capsys, first, status):
+    """Python's lock then fails with an error of its own: an interruption all the same. Other errors are none."""
+    def main(argv):
+        try:
+            raise first
+        finally:
+            raise RuntimeError("cannot release un-acquired lock")
+    monkeypatch.setattr(predict_script, "main", main)
+    if status is None:
+        with pytest.raises(RuntimeError, match="un-acquired"):
+            predict_script.status_of([])
+    else:
+        assert predict_script.status_of([]) == status
+        assert capsys.readouterr().err == "error: interrupted; with --output, go on with --resume\n"

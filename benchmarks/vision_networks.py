@@ -14,8 +14,9 @@ from profiler import in_onnxruntime
 
 from lowbit.graph.census import layer_census, openvino_layer_census
 from lowbit.measure.session import WARMUP, take_turns
-from lowbit.pipeline.files import ROOT, atomic_folder, claim, file_bytes, publish, resolve, run_dir, shown, write_json
+from lowbit.pipeline.files import ROOT, atomic_folder, claim, file_bytes, resolve, run_dir, shown, write_json
 from lowbit.pipeline.machine import machine, versions
+from lowbit.pipeline.manifest import publish
 from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import run_stage
 from lowbit.vision.calibrate import batches_of, calibrate

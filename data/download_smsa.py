@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from lowbit.data.tsv import SPLITS, count_shared, describe, read_tsv
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, publish, resolve, sha256, shown
+from lowbit.pipeline.files import atomic_folder, resolve, sha256, shown
+from lowbit.pipeline.manifest import publish
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 

@@ -11,7 +11,8 @@ import random
 
 from lowbit.data.task import TASK_FILE, Task
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, publish, resolve, shown
+from lowbit.pipeline.files import atomic_folder, resolve, shown
+from lowbit.pipeline.manifest import publish
 from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import run_stage
 

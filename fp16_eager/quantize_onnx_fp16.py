@@ -25,8 +25,8 @@ from lowbit.graph.export import ONNX, largest_difference
 from lowbit.graph.inputs import CHECKED_SHAPES, hostile_inputs
 from lowbit.measure.session import sorted_batches
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, claim, file_bytes, publish, resolve, run_dir, shown, write_json
-from lowbit.pipeline.manifest import record, recorded, settings_of
+from lowbit.pipeline.files import atomic_folder, claim, file_bytes, resolve, run_dir, shown, write_json
+from lowbit.pipeline.manifest import publish, record, recorded, settings_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.encoder import RUN_FILES, load_run, longest_input

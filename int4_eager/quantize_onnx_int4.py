@@ -13,8 +13,8 @@ from lowbit.graph.census import census, census_lines
 from lowbit.graph.export import ONNX, save_onnx
 from lowbit.int4.arithmetic import PRECISIONS, is_learned, load_simulation, refuse_other_arithmetic
 from lowbit.int4.file import quantize
-from lowbit.pipeline.files import atomic_folder, claim, publish, run_dir, shown, write_json
-from lowbit.pipeline.manifest import record, recorded, settings_of
+from lowbit.pipeline.files import atomic_folder, claim, run_dir, shown, write_json
+from lowbit.pipeline.manifest import publish, record, recorded, settings_of
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.encoder import RUN_FILES
 from lowbit.training.weights import WEIGHTS

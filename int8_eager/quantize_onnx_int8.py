@@ -15,9 +15,9 @@ from lowbit.graph.census import census, census_lines
 from lowbit.graph.export import ONNX, save_onnx
 from lowbit.int8.arithmetic import is_learned, refuse_other_arithmetic, simulate
 from lowbit.int8.qdq import quantize
-from lowbit.pipeline.files import atomic_folder, claim, publish, run_dir, shown, write_json
+from lowbit.pipeline.files import atomic_folder, claim, run_dir, shown, write_json
 from lowbit.pipeline.machine import integer_advice
-from lowbit.pipeline.manifest import record, recorded, settings_of
+from lowbit.pipeline.manifest import publish, record, recorded, settings_of
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.encoder import RUN_FILES, load_run
 from lowbit.training.weights import WEIGHTS, load_weights

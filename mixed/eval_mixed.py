@@ -24,8 +24,8 @@ from lowbit.mixed.files import SOURCE, WEIGHTS, Files, simulated
 from lowbit.mixed.report import INT8, comparison_lines, pareto
 from lowbit.mixed.search import random_assignment
 from lowbit.mixed.sensitivity import SENSITIVITY
-from lowbit.pipeline.files import atomic_folder, claim, publish, run_dir, shown
-from lowbit.pipeline.manifest import record, recorded, settings_of, shipped
+from lowbit.pipeline.files import atomic_folder, claim, run_dir, shown
+from lowbit.pipeline.manifest import publish, record, recorded, settings_of, shipped
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
 from lowbit.training.encoder import RUN_FILES

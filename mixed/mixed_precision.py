@@ -21,9 +21,9 @@ from lowbit.mixed.memory import Memory
 from lowbit.mixed.plan import search_for
 from lowbit.mixed.sensitivity import SENSITIVITY, chosen_texts, main_score
 from lowbit.mixed.shifts import SHIFTS, Shifts
-from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, sha256, shown, write_json
+from lowbit.pipeline.files import atomic_folder, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import machine, versions
-from lowbit.pipeline.manifest import begin_run, record, recorded
+from lowbit.pipeline.manifest import begin_run, publish, record, recorded
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.ptq.matrix import digest

@@ -19,9 +19,9 @@ from lowbit.mixed.memory import Memory
 from lowbit.mixed.plots import heat_map
 from lowbit.mixed.sensitivity import MODES, SCORES, SENSITIVITY, analyse, chosen_texts, main_score, ranked
 from lowbit.mixed.shifts import SHIFTS
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, sha256, shown, write_json
+from lowbit.pipeline.files import atomic_folder, claim, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import machine, versions
-from lowbit.pipeline.manifest import record, recorded
+from lowbit.pipeline.manifest import publish, record, recorded
 from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.ptq.matrix import digest

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, BertForSequ
 from transformers.utils import logging
 
 from lowbit.data.tokens import TOKENIZER_FILES
-from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, sha256, shown, write_json
+from lowbit.pipeline.files import atomic_folder, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import machine
-from lowbit.pipeline.manifest import begin_run, record, recorded
+from lowbit.pipeline.manifest import begin_run, publish, record, recorded
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights

@@ -15,8 +15,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from transformers.utils import logging
 
 from lowbit.data.task import SENTIMENT
-from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, shown
-from lowbit.pipeline.manifest import begin_run, record
+from lowbit.pipeline.files import atomic_folder, resolve, run_dir, shown
+from lowbit.pipeline.manifest import begin_run, publish, record
 from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus

@@ -15,9 +15,9 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast
 from transformers.utils import logging
 
-from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, sha256, shown, write_json, write_text
+from lowbit.pipeline.files import atomic_folder, resolve, run_dir, sha256, shown, write_json, write_text
 from lowbit.pipeline.machine import machine
-from lowbit.pipeline.manifest import begin_run, record
+from lowbit.pipeline.manifest import begin_run, publish, record
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out

@@ -6,7 +6,8 @@ Next    generate_report.py
 """
 from lowbit.measure.record import MEASURED
 from lowbit.measure.report import csv_text
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, shown
+from lowbit.pipeline.files import atomic_folder, claim, resolve, shown
+from lowbit.pipeline.manifest import publish
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.ptq.plots import draw, plots_of
 from lowbit.ptq.results import columns, read_experiments, table_lines, verdict

@@ -13,8 +13,8 @@ from lowbit.data.task import read_task, task_of_run
 from lowbit.data.tokens import TextReader, input_names
 from lowbit.data.tsv import read_tsv
 from lowbit.graph.export import export_checked
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir
-from lowbit.pipeline.manifest import is_made, record, recorded, stages_of
+from lowbit.pipeline.files import atomic_folder, claim, resolve, run_dir
+from lowbit.pipeline.manifest import is_made, publish, record, recorded, stages_of
 from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.ptq.experiments import read_experiment, wanted_experiments

@@ -6,8 +6,8 @@ Next    quantize.py
 """
 from lowbit.distill.places import ONNX, WEIGHTS, check_names, flags_of, made_by, models_of, trainer_of
 from lowbit.graph.export import check_opset, export_checked
-from lowbit.pipeline.files import atomic_folder, claim, file_bytes, publish, shown
-from lowbit.pipeline.manifest import is_made, record
+from lowbit.pipeline.files import atomic_folder, claim, file_bytes, shown
+from lowbit.pipeline.manifest import is_made, publish, record
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.encoder import RUN_FILES, load_run, longest_input

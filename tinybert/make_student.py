@@ -17,8 +17,8 @@ from lowbit.distill.cut import check_fits, cut, used
 from lowbit.distill.follow import load_trained
 from lowbit.distill.losses import read_map
 from lowbit.distill.places import FINETUNE, WEIGHTS, check_names, data_folder, made_by, start_dir, teacher_dir
-from lowbit.pipeline.files import atomic_folder, publish, resolve, shown, write_json
-from lowbit.pipeline.manifest import begin_run, is_made, record
+from lowbit.pipeline.files import atomic_folder, resolve, shown, write_json
+from lowbit.pipeline.manifest import begin_run, is_made, publish, record
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.encoder import RUN_FILES, load_pretrained, save_run

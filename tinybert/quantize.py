@@ -22,8 +22,8 @@ from lowbit.distill.places import (
 )
 from lowbit.graph.census import census, census_lines
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, claim, file_bytes, publish, shown
-from lowbit.pipeline.manifest import is_made, record, settings_of
+from lowbit.pipeline.files import atomic_folder, claim, file_bytes, shown
+from lowbit.pipeline.manifest import is_made, publish, record, settings_of
 from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.ptq.files import make_files

@@ -9,8 +9,8 @@ from lowbit.measure.evaluate import check_settings
 from lowbit.measure.report import csv_text
 from lowbit.measure.score import report_text
 from lowbit.measure.session import require_runtime
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, shown, write_json
-from lowbit.pipeline.manifest import record, recorded
+from lowbit.pipeline.files import atomic_folder, claim, resolve, run_dir, shown, write_json
+from lowbit.pipeline.manifest import publish, record, recorded
 from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.vision.data import read_splits

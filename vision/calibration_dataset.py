@@ -9,8 +9,8 @@ import json
 from collections import Counter
 
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, publish, resolve, run_dir, shown
-from lowbit.pipeline.manifest import begin_run, record
+from lowbit.pipeline.files import atomic_folder, resolve, run_dir, shown
+from lowbit.pipeline.manifest import begin_run, publish, record
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.vision.calibration_set import CALIBRATION, STAGE, draw, task_of_classes

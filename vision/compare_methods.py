@@ -5,7 +5,8 @@ Writes  RESULTS/comparison.md, comparison.csv
 Next    generate_report.py
 """
 from lowbit.measure.report import csv_text
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, shown
+from lowbit.pipeline.files import atomic_folder, claim, resolve, shown
+from lowbit.pipeline.manifest import publish
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.vision.compare import markdown, over_seeds, read_runs, seed_lines
 from lowbit.vision.evaluate import table_lines

@@ -8,8 +8,8 @@ import json
 import statistics
 
 from lowbit.measure.session import require_runtime
-from lowbit.pipeline.files import atomic_folder, claim, file_bytes, publish, resolve, run_dir, shown, write_json
-from lowbit.pipeline.manifest import record, recorded
+from lowbit.pipeline.files import atomic_folder, claim, file_bytes, resolve, run_dir, shown, write_json
+from lowbit.pipeline.manifest import publish, record, recorded
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.vision.data import read_splits

@@ -5,8 +5,8 @@ Writes  models/<RUN>/model_ptq_<method>_int8.onnx (tensorrt, openvino) or _u8.on
 Next    sensitivity_analysis.py
 """
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, claim, file_bytes, publish, resolve, run_dir, shown
-from lowbit.pipeline.manifest import record, recorded
+from lowbit.pipeline.files import atomic_folder, claim, file_bytes, resolve, run_dir, shown
+from lowbit.pipeline.manifest import publish, record, recorded
 from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.lsq import TARGETS

@@ -9,8 +9,8 @@ import json
 import torch
 
 from lowbit.data.task import read_task
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, shown
-from lowbit.pipeline.manifest import record
+from lowbit.pipeline.files import atomic_folder, claim, resolve, run_dir, shown
+from lowbit.pipeline.manifest import publish, record
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.lsq import TARGETS

@@ -4,8 +4,8 @@ Reads   models/<RUN>/model_<QUANTIZED>.pth  (ptq_tensorrt.py), model_fp32.pth (q
 Writes  models/<RUN>/sensitivity.json
 Next    mixed_precision.py
 """
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, shown, write_json
-from lowbit.pipeline.manifest import record, recorded
+from lowbit.pipeline.files import atomic_folder, claim, resolve, run_dir, shown, write_json
+from lowbit.pipeline.manifest import publish, record, recorded
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.vision.data import read_splits

@@ -6,8 +6,8 @@ Next    faithfulness.py
 """
 from pathlib import Path
 
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, shown, write_json
-from lowbit.pipeline.manifest import record
+from lowbit.pipeline.files import atomic_folder, claim, resolve, run_dir, shown, write_json
+from lowbit.pipeline.manifest import publish, record
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.xai.drift import drift_of

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from lowbit.measure.html import filled
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, sha256, shown, write_json
-from lowbit.pipeline.manifest import record
+from lowbit.pipeline.files import atomic_folder, claim, resolve, run_dir, sha256, shown, write_json
+from lowbit.pipeline.manifest import publish, record
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
 from lowbit.xai import shown as view

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lowbit.data.task import task_of
 from lowbit.measure.html import filled
-from lowbit.pipeline.files import claim, resolve, run_dir, sha256, shown, write_text
-from lowbit.pipeline.manifest import record, recorded, stages_of
+from lowbit.pipeline.files import atomic_folder, claim, resolve, run_dir, sha256, shown
+from lowbit.pipeline.manifest import publish, record, recorded, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
 from lowbit.xai import shown as view
@@ -27,7 +27,7 @@ MISTAKES = 20                   # texts that it answers wrongly, the most confid
 RESULTS = "results/xai"         # folder of the explanations, from the project's root
 # --------------------------------------------------------------------------------------------------
 
-STAGE = "xai/what_it_reads.py"
+STAGE, PAGE = "xai/what_it_reads.py", "what_it_reads.html"
 
 
 def made(folder: Path, stage: str, name: str, explanations: Path) -> dict | None:
@@ -57,14 +57,16 @@ def main(settings):
     own = drift and {name: found for name, found in drift["files"].items() if name.rpartition("/")[0] == RUN}
     faithful = made(out, "xai/faithfulness.py", "faithfulness.json", out / EXPLANATIONS)
     claim(out)
-    write_text(out / "what_it_reads.html", filled(
-        Path(__file__).with_name("what_it_reads.html.jinja"), run=RUN,
-        task=task, head=head, file=file, method=METHOD, least=LEAST_TEXTS, count=WORDS, records=records,
-        explained=explained, words=words_by_label(explained, file, METHOD, LEAST_TEXTS),
-        mistakes=mistakes(explained, file, task, MISTAKES), drift=drift_table({"files": own}) if own else None,
-        faithful=faithfulness_rows(faithful) if faithful else None, view=view))
-    record(out, STAGE, settings, [out / EXPLANATIONS], ["what_it_reads.html"])
-    print(f"wrote {shown(out / 'what_it_reads.html')}")
+    with atomic_folder(out) as scratch:
+        (scratch / PAGE).write_text(filled(
+            Path(__file__).with_name("what_it_reads.html.jinja"), run=RUN,
+            task=task, head=head, file=file, method=METHOD, least=LEAST_TEXTS, count=WORDS, records=records,
+            explained=explained, words=words_by_label(explained, file, METHOD, LEAST_TEXTS),
+            mistakes=mistakes(explained, file, task, MISTAKES), drift=drift_table({"files": own}) if own else None,
+            faithful=faithfulness_rows(faithful) if faithful else None, view=view), encoding="utf-8")
+        names = publish(scratch)
+    record(out, STAGE, settings, [out / EXPLANATIONS], names)
+    print(f"wrote {shown(out / PAGE)}")
 
 
 if __name__ == "__main__":

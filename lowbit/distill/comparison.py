@@ -12,8 +12,8 @@ import numpy as np
 from lowbit.distill.places import ONNX, STUDENT, TEACHER
 from lowbit.measure.record import MEASURED, Metric, metrics, quality_metrics, task_of_results
 from lowbit.measure.score import compare, loss_interval, points_lost
-from lowbit.pipeline.files import atomic_folder, publish, sha256, shown
-from lowbit.pipeline.manifest import stages_of
+from lowbit.pipeline.files import atomic_folder, sha256, shown
+from lowbit.pipeline.manifest import publish, stages_of
 from lowbit.pipeline.settings import check
 
 QUANTIZE = "tinybert/quantize.py"

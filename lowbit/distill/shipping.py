@@ -6,8 +6,8 @@ from lowbit.data.task import Task
 from lowbit.distill.comparison import OWN, results_name
 from lowbit.distill.places import DISTIL, EXPORT, ONNX
 from lowbit.measure.record import MEASURED, RESULTS, TOO_MUCH, judge
-from lowbit.pipeline.files import atomic_folder, claim, publish, write_json
-from lowbit.pipeline.manifest import record, stages_of
+from lowbit.pipeline.files import atomic_folder, claim, write_json
+from lowbit.pipeline.manifest import publish, record, stages_of
 
 
 def precision_of(file: str) -> str:

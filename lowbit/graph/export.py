@@ -13,8 +13,8 @@ from lowbit.data.tokens import INPUT_NAMES, PAIR_INPUT, load_reader
 from lowbit.graph.inputs import CHECKED_SHAPES, sample_inputs
 from lowbit.graph.simplify import simplify
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, claim, external_data, file_bytes, publish, run_dir, shown
-from lowbit.pipeline.manifest import record, recorded, stages_of
+from lowbit.pipeline.files import atomic_folder, claim, external_data, file_bytes, run_dir, shown
+from lowbit.pipeline.manifest import publish, record, recorded, stages_of
 from lowbit.training.encoder import RUN_FILES, load_run, longest_input
 from lowbit.training.weights import WEIGHTS, load_weights
 

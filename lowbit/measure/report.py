@@ -7,7 +7,8 @@ from pathlib import Path
 from lowbit.measure.evaluate import ORDERS
 from lowbit.measure.plots import plot_quality, plot_ranges, plot_speed
 from lowbit.measure.record import RESULTS, Metric, csv_metrics, metrics, quality_metrics, task_of_results
-from lowbit.pipeline.files import atomic_folder, publish, shown, write_json
+from lowbit.pipeline.files import atomic_folder, shown, write_json
+from lowbit.pipeline.manifest import publish
 
 
 def table_lines(results: dict) -> list[str]:

@@ -40,7 +40,7 @@ def run_dir(run: str) -> Path:
 
 @contextlib.contextmanager
 def atomic_folder(parent: Path):
-    """A scratch folder inside `parent`; publish() moves its files up, whatever is left is removed."""
+    """A scratch folder inside `parent`; move_up() and manifest.publish() move its files up, the rest is removed."""
     parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(SCRATCH[1], SCRATCH[0], parent))
     try:
@@ -60,7 +60,7 @@ def file_bytes(path: Path) -> int:
     return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
 
 
-def publish(scratch: Path) -> list[str]:
+def move_up(scratch: Path) -> list[str]:
     """Flush every file of a scratch folder to disk and rename it into the parent; returns the names.
 
     External data of an older file of the same name is deleted.
@@ -80,7 +80,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file whole or not at all."""
     with atomic_folder(path.parent) as scratch:
         (scratch / path.name).write_text(text, encoding="utf-8")
-        publish(scratch)
+        move_up(scratch)
 
 
 def write_json(path: Path, value) -> None:

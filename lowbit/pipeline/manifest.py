@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import SCRATCH, claim, external_data, sha256, shown, write_json
+from lowbit.pipeline.files import SCRATCH, claim, external_data, move_up, sha256, shown, write_json
 from lowbit.pipeline.machine import machine, versions
 
 MANIFEST = "manifest.json"
@@ -15,7 +15,9 @@ MODEL_FILES = (".json", ".onnx", ".pth", ".safetensors")  # what stages write ov
 
 
 def read_manifest(folder: Path) -> dict:
-    """{"format", "stages": stage -> record, "ships": what shipped() returns, from stage 3 on} of a folder.
+    """What a folder's manifest holds, under "stages" a stage's name -> its record.
+
+    "ships" is what shipped() returns, from stage 3 on; "published" are names that publish() put there.
 
     Raises UserError for one that cannot be read, or that another version wrote in another format.
     """
@@ -72,6 +74,27 @@ def begin_run(folder: Path, stage: str, leaves: str = "") -> None:
             raise UserError(f"{shown(folder)} holds {held[0]}, which no stage recorded: choose a new name for RUN, or "
                             "take away what the folder holds")
     claim(folder)
+
+
+def publish(scratch: Path) -> list[str]:
+    """Move the files of a scratch folder up into the run's folder; returns their names.
+
+    Raises UserError if one of them, or its external data, would replace a file that is not this project's. Names are
+    noted in the manifest first: so the files of a stage that was killed before it could record them are known as ours.
+    """
+    folder = scratch.parent
+    if (folder / MANIFEST).exists():  # before that, begin_run() has seen to it
+        manifest = read_manifest(folder)
+        noted = set(manifest.get("published", []))
+        ours = noted.union(*(made["writes"] for made in manifest["stages"].values()))
+        new = {path.name for path in scratch.iterdir()} - ours
+        for name in sorted(new.union(external_data(Path(name)).name for name in new)):
+            if (folder / name).exists():
+                raise UserError(f"{shown(folder / name)} is in the way: no stage wrote it, so it is not replaced; move "
+                                "it to another folder, then run the same command again")
+        if new:
+            write_json(folder / MANIFEST, manifest | {"published": sorted(noted | new)})
+    return move_up(scratch)
 
 
 def _digests(folder: Path, reads: list[Path]) -> dict[str, str]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from lowbit.data.task import SENTIMENT
 from lowbit.data.tsv import SPLITS, read_split
-from lowbit.pipeline.files import atomic_folder, claim, publish, shown
-from lowbit.pipeline.manifest import record
+from lowbit.pipeline.files import atomic_folder, claim, shown
+from lowbit.pipeline.manifest import publish, record
 from lowbit.pipeline.settings import check
 from lowbit.pretrain.heldout import HeldOut
 

@@ -14,7 +14,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from lowbit.pipeline.files import atomic_folder, publish, shown
+from lowbit.pipeline.files import atomic_folder, shown
+from lowbit.pipeline.manifest import publish
 from lowbit.pipeline.settings import check
 from lowbit.pretrain.masking import mask_words, predicted_positions
 from lowbit.pretrain.stream import Phase

@@ -9,7 +9,8 @@ import numpy as np
 from lowbit.data.tsv import Text, folded
 from lowbit.distill.soft_labels import Taught
 from lowbit.distill.teachers import agreed, disagreement, judged, on_main_axes
-from lowbit.pipeline.files import atomic_folder, publish, sha256
+from lowbit.pipeline.files import atomic_folder, sha256
+from lowbit.pipeline.manifest import publish
 from lowbit.pretrain.corpus import Corpus
 
 SHORTEST_TEXT = 3  # words

@@ -14,9 +14,9 @@ from pathlib import Path
 from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES, Row, TextReader, load_reader
 from lowbit.data.tsv import Text
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, claim, file_bytes, publish, sha256, write_json
+from lowbit.pipeline.files import atomic_folder, claim, file_bytes, sha256, write_json
 from lowbit.pipeline.machine import versions
-from lowbit.pipeline.manifest import is_made, record
+from lowbit.pipeline.manifest import is_made, publish, record
 from lowbit.ptq import methods, quantizer_process
 
 SOURCE = "model_fp32.onnx"

@@ -17,8 +17,8 @@ from lowbit.measure.record import (
 )
 from lowbit.measure.report import csv_text
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, claim, publish, sha256, shown, write_json
-from lowbit.pipeline.manifest import MANIFEST, record, stages_of
+from lowbit.pipeline.files import atomic_folder, claim, sha256, shown, write_json
+from lowbit.pipeline.manifest import MANIFEST, publish, record, stages_of
 
 SAME = ("experiment", "task", "fp32_sha256", "circumstances")  # what rows of one table have in common
 

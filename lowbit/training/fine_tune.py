@@ -21,17 +21,8 @@ from lowbit.data.tokens import Row, TextReader, input_names, width
 from lowbit.data.tsv import SPLITS, count_shared, describe, read_split
 from lowbit.measure.score import HEADINGS, quick_score
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import (
-    SCRATCH,
-    atomic_folder,
-    file_bytes,
-    publish,
-    resolve,
-    run_dir,
-    shown,
-    write_json,
-)
-from lowbit.pipeline.manifest import begin_run, record
+from lowbit.pipeline.files import SCRATCH, atomic_folder, file_bytes, resolve, run_dir, shown, write_json
+from lowbit.pipeline.manifest import begin_run, publish, record
 from lowbit.pipeline.settings import check
 from lowbit.training.checkpoints import COMPLETE, file_sizes, fingerprint_of, last_checkpoint
 from lowbit.training.encoder import load_pretrained, longest_input, save_run

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, publish, shown
+from lowbit.pipeline.files import atomic_folder, shown
+from lowbit.pipeline.manifest import publish
 from lowbit.training.checkpoints import fingerprint_of
 from lowbit.vision.placement import pairs_of
 from lowbit.vision.preprocessing import Preprocessing

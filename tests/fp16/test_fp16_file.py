@@ -33,8 +33,8 @@ from lowbit.graph import export
 from lowbit.graph.agreement import stored_parameters
 from lowbit.graph.inputs import hostile_inputs, sample_inputs
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, external_data, file_bytes, publish
-from lowbit.pipeline.manifest import record, recorded
+from lowbit.pipeline.files import atomic_folder, external_data, file_bytes
+from lowbit.pipeline.manifest import publish, record, recorded
 from lowbit.training.encoder import load_run
 from lowbit.training.weights import load_weights
 

@@ -15,9 +15,19 @@ from stage_runs import ROOT
 
 from lowbit.pipeline import files as artifacts
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, claim, publish, resolve, run_dir, write_json, write_text
+from lowbit.pipeline.files import atomic_folder, claim, resolve, run_dir, write_json, write_text
 from lowbit.pipeline.machine import machine
-from lowbit.pipeline.manifest import FORMAT, MANIFEST, begin_run, record, recorded, settings_of, shipped, stages_of
+from lowbit.pipeline.manifest import (
+    FORMAT,
+    MANIFEST,
+    begin_run,
+    publish,
+    record,
+    recorded,
+    settings_of,
+    shipped,
+    stages_of,
+)
 
 FIRST, SECOND, THIRD = "stages/first.py", "stages/second.py", "stages/third.py"
 
@@ -238,6 +248,35 @@ def test_published_files_replace_and_leave_nothing_behind(run):
     assert (run / "two.bin").read_bytes() == b"made again"
     names = ["manifest.json", "one.bin", "one.json", "three.bin", "two.bin"]
     assert sorted(path.name for path in run.iterdir()) == names
+
+
+@pytest.mark.parametrize("name", ["two.onnx", "two.onnx.data"])
+def test_a_file_that_no_stage_wrote_is_not_replaced(run, name):
+    """A user's model under the name of a later stage's, or where its external data would lie: nothing is moved."""
+    (run / name).write_bytes(b"the user's")
+    before = (run / MANIFEST).read_bytes()
+    with pytest.raises(UserError, match=rf"{name} is in the way: .* move it to another folder"):
+        write_stage(run, SECOND, {"aaa.bin": b"new", "two.onnx": b"new"}, ["one.bin"])
+    assert (run / name).read_bytes() == b"the user's"
+    assert not (run / "aaa.bin").exists()
+    assert (run / MANIFEST).read_bytes() == before
+    assert leftovers(run) == []
+    (run / name).unlink()
+    write_stage(run, SECOND, {"aaa.bin": b"new", "two.onnx": b"new"}, ["one.bin"])
+    assert recorded(run, SECOND, "two.onnx") == [run / "two.onnx"]
+
+
+def test_what_a_killed_stage_published_is_replaced(run, monkeypatch):
+    """Killed between two files, or before it could record them: the next try is not refused."""
+    replace = os.replace
+    monkeypatch.setattr(artifacts.os, "replace", lambda old, new: (
+        (_ for _ in ()).throw(KeyboardInterrupt()) if str(new).endswith("five.bin") else replace(old, new)))
+    with pytest.raises(KeyboardInterrupt):
+        write_stage(run, SECOND, {"aaa.bin": b"new", "five.bin": b"new"}, ["one.bin"])
+    assert (run / "aaa.bin").exists()
+    monkeypatch.undo()
+    write_stage(run, SECOND, {"aaa.bin": b"newer", "five.bin": b"newer"}, ["one.bin"])
+    assert recorded(run, SECOND, "aaa.bin", "five.bin")[0].read_bytes() == b"newer"
 
 
 def test_json_keeps_letters_and_numbers(tmp_path):

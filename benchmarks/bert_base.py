@@ -91,6 +91,8 @@ def time_files(files: dict[str, tuple[Path, str]], reference: str, shapes, vocab
     """
     timed = {f"{batch}x{length}": random_inputs(vocab_size, batch, length, runs) for batch, length in shapes}
     turns = [take_turns(files, timed | (extra or {}), provider, threads) for _ in range(rounds)]
+    for name, turn in ((name, turn) for each in turns for name, turn in each.items() if "error" in turn):
+        raise UserError(f"{name} ({shown(files[name][0])}) does not run: {turn['error']}")
     latency = {}
     for shape in timed:
         medians = {name: [statistics.median(turn[name]["ms"][shape]) for turn in turns] for name in files}

@@ -15,7 +15,6 @@ from lowbit.graph.names import module_of
 from lowbit.int4.file import quantize
 from lowbit.int4.simulation import assign
 from lowbit.mixed.assignment import FP32, Assignment, levels_of
-from lowbit.mixed.files import MANY_ROWS
 from lowbit.training.encoder import load_run
 from lowbit.training.weights import WEIGHTS, load_weights
 
@@ -41,7 +40,7 @@ def write_file(exported: Path, model: torch.nn.Module, assignment: Assignment, p
     Raises RuntimeError unless every stored integer, scale and kept weight equals the simulation's bit for bit. Prints
     what was compared.
     """
-    save_onnx(quantize(onnx.load(exported), model, MANY_ROWS), path)
+    save_onnx(quantize(onnx.load(exported), model), path)
     count, worst = check_against_simulation(model, path)
     kept, stored = [name for name, bits in assignment.items() if bits == FP32], float_weights(path)
     for name in kept:

@@ -26,8 +26,6 @@ from lowbit.pipeline.errors import UserError
 from lowbit.training.encoder import load_run
 from lowbit.training.weights import load_weights
 
-# rows of a table from which it stays packed; unpacking rows as they are looked up costs a small model 6 % of its time
-MANY_ROWS = 2**15
 SOURCE, WEIGHTS = "model_fp32.onnx", "model.safetensors"  # of ptq/finetune_fp32.py
 
 
@@ -84,7 +82,7 @@ class Files:
     def graph(self, assignment: Assignment) -> onnx.ModelProto:
         """The file's graph."""
         return write(self.exported, {name: self.rounded_at(bits)[name] for name, bits in assignment.items()
-                                     if bits != FP32}, MANY_ROWS)
+                                     if bits != FP32})
 
     def shared_bytes(self, bits: float, alone: dict[str, int]) -> int:
         """Bytes that a file with these bits has once, such as the table of the look-up: beyond FP32's and the modules'.

@@ -1,7 +1,7 @@
 """Stage 3 of 4: teach the small encoder what the teachers say of labelled and unlabelled texts, several seeds.
 
 Reads   models/<STUDENT>/                   pretrain_bert_mini_id.py
-        models/<teacher>/ for TEACHERS      train_teachers.py
+        models/<teacher>/ for TEACHERS      train_teachers.py; or this script, for students can teach students
         models/<CHECKED>/                   train_teachers.py
         CORPUS_DIRS/*.txt.gz, DATA_DIR      unlabelled texts; valid and test, which are left out of them
 Writes  models/<RUN>-<seed>/                what every training stage writes
@@ -15,6 +15,7 @@ from lowbit.data.tokens import TextReader
 from lowbit.data.tsv import read_split
 from lowbit.distill.soft_labels import Taught, distiller
 from lowbit.pipeline.files import claim, resolve, run_dir, sha256, shown
+from lowbit.pipeline.manifest import stages_of
 from lowbit.pipeline.settings import check, whole_numbers
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
@@ -56,7 +57,7 @@ STUDENT_WEIGHTS = "model.safetensors"
 def teach(student) -> Taught:
     """What is learned, with the student's token rows of unlabelled texts."""
     runs = [run_dir(name.strip()) for name in TEACHERS.split(",")]
-    weights_of = [made_by(TEACH, run, "TEACHERS", WEIGHTS)[0] for run in runs]
+    weights_of = [made_by(STAGE if STAGE in stages_of(run) else TEACH, run, "TEACHERS", WEIGHTS)[0] for run in runs]
     made_by(TEACH, run_dir(CHECKED), "CHECKED", "train.tsv", "valid.tsv", "test.tsv")
     labelled = read_split(run_dir(CHECKED), "train")[0]
     corpus = Corpus(CORPUS_DIRS, held_out(resolve(DATA_DIR)))

@@ -270,6 +270,23 @@ def test_student_that_is_taught_otherwise_is_trained_again(distilled, tmp_path):
     assert "TEXTS gives 0 texts of at most LONGEST_TEXT words" in refused.error
 
 
+def test_students_teach_students(distilled, tmp_path):
+    """A finished student beside a teacher: its judgement lies beside the other's, and it must be whole."""
+    name, _, flags = distilled
+    run, teachers = new_run(), f"{name}-teacher-1,{name}-2"
+    taught = (*flags, "--run", run, "--teachers", teachers, "--seeds", "1", "--num-epochs", 1)
+    run_well("distill_bert_mini_id.py", *taught)
+    judged = sorted(path.name for path in run_folder(f"{run}-judged").glob("*.npz"))
+    assert all(file.startswith(teacher) for file, teacher in zip(judged, sorted(teachers.split(",")), strict=True))
+    copy = new_run()
+    shutil.copytree(run_folder(f"{name}-2"), run_folder(copy))
+    with open(run_folder(copy) / "model_qat.pth", "ab") as file:
+        file.write(b"more")
+    refused = run_stage_script("distill_bert_mini_id.py", *taught, "--teachers", f"{name}-1,{copy}", folder="pretrain")
+    assert refused.returncode == 2
+    assert "is not the file that pretrain/distill_bert_mini_id.py recorded" in refused.error
+
+
 def test_teacher_of_another_encoder_is_trained_again(student, small_data):
     """A finished teacher is kept while its encoder is the same file; of an encoder made anew there are new teachers."""
     encoder, name = copy_of(student), new_run()

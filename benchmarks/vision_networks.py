@@ -14,9 +14,8 @@ from profiler import in_onnxruntime
 
 from lowbit.graph.census import layer_census, openvino_layer_census
 from lowbit.measure.session import WARMUP, take_turns
-from lowbit.pipeline.files import ROOT, atomic_folder, claim, file_bytes, resolve, run_dir, shown, write_json
+from lowbit.pipeline.files import ROOT, atomic_folder, claim, file_bytes, move_up, resolve, run_dir, shown, write_json
 from lowbit.pipeline.machine import machine, versions
-from lowbit.pipeline.manifest import publish
 from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import run_stage
 from lowbit.vision.calibrate import batches_of, calibrate
@@ -141,7 +140,7 @@ def main(settings):
         if not all((folder / f"{name}_{end}.onnx").exists() for end in FILES):
             with atomic_folder(folder) as scratch:
                 make(name, scratch)
-                publish(scratch)
+                move_up(scratch)
         found[name] = counted(name, folder)
         if ROUNDS:
             found[name]["speed"] = timed(name, folder)

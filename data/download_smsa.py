@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from lowbit.data.tsv import SPLITS, count_shared, describe, read_tsv
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, resolve, sha256, shown
-from lowbit.pipeline.manifest import publish
+from lowbit.pipeline.files import atomic_folder, move_up, resolve, sha256, shown
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 
@@ -140,7 +139,7 @@ def main(settings):
         with atomic_folder(out) as scratch:
             for split, content in contents.items():
                 (scratch / f"{split}.tsv").write_bytes(content)
-            publish(scratch)
+            move_up(scratch)
     texts = {}
     for split in SPLITS:
         path = out / f"{split}.tsv"

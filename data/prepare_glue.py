@@ -6,13 +6,13 @@ Next    any first stage with --data-dir OUT_DIR/<TASK>
 
 valid is a drawn tenth of GLUE's train, test is GLUE's dev: nothing may be chosen on it.
 """
+import codecs
 import json
 import random
 
 from lowbit.data.task import TASK_FILE, Task
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, resolve, shown
-from lowbit.pipeline.manifest import publish
+from lowbit.pipeline.files import atomic_folder, move_up, resolve, shown
 from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import run_stage
 
@@ -42,16 +42,23 @@ def read_rows(path, columns: tuple, header: bool) -> list[str]:
     """Lines `text<TAB>answer` of one of GLUE's files; raises UserError, naming the line, for one of another form."""
     if not path.is_file():
         raise UserError(f"{shown(path)} is missing: SOURCE_DIR is the folder of GLUE's task folders")
-    lines = path.read_text(encoding="utf-8").removeprefix("\ufeff").split("\n")
-    rows = [line.removesuffix("\r").split("\t") for line in lines if line]
-    names = rows.pop(0) if header else [*range(len(rows[0]))]
+    lines = [line.removesuffix(b"\r") for line in path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                rows.append((number, line.decode().split("\t")))
+        except UnicodeDecodeError:
+            raise UserError(f"{shown(path)} line {number} is not UTF-8: convert the file") from None
+    check(len(rows) > header, f"{shown(path)} holds no rows")
+    names = rows.pop(0)[1] if header else [*range(len(rows[0][1]))]
     absent = [name for name in columns if name not in names]
     check(not absent, f"{shown(path)} line 1 lacks the column {(absent or [''])[0]!r}: it is not GLUE's file")
     places = [names.index(name) for name in columns]
-    for number, row in enumerate(rows, 1 + header):
+    for number, row in rows:
         check(len(row) == len(names) and all(row[place].strip() for place in places),
               f"{shown(path)} line {number} is not a whole row of {len(names)} columns")
-    return ["\t".join(row[place].strip() for place in places) for row in rows]
+    return ["\t".join(row[place].strip() for place in places) for _, row in rows]
 
 
 def main(settings):
@@ -66,6 +73,9 @@ def main(settings):
         train, test = (read_rows(source / name / f"{split}.tsv", columns, header) for split in ("train", "dev"))
         if TRAIN_ROWS and len(train) > TRAIN_ROWS:
             train = random.Random(SEED).sample(train, TRAIN_ROWS)
+        check(1 <= round(VALID_SHARE * len(train)) < len(train),
+              f"{shown(source / name / 'train.tsv')} has {len(train)} rows: VALID_SHARE {VALID_SHARE:g} of them leaves "
+              "none for valid or for train")
         drawn = set(random.Random(SEED).sample(range(len(train)), round(VALID_SHARE * len(train))))
         splits = {"train": [row for i, row in enumerate(train) if i not in drawn],
                   "valid": [row for i, row in enumerate(train) if i in drawn], "test": test}
@@ -81,7 +91,7 @@ def main(settings):
         with atomic_folder(out) as scratch:
             for file, text in files.items():
                 (scratch / file).write_text(text, encoding="utf-8")
-            publish(scratch)
+            move_up(scratch)
         counts = ", ".join(f"{split} {len(rows)}" for split, rows in splits.items())
         print(f"{shown(out)}: {counts}, judged by {task.score_name}")
 

@@ -51,6 +51,9 @@ def evaluation(folder: Path, ships: dict) -> dict | None:
     try:
         recorded(folder, ships["stages"]["evaluate"], RESULTS)
     except UserError as error:
+        if ships["stages"]["train"].startswith("tinybert/"):  # whose stages name runs otherwise
+            error = UserError(f"{str(error).split(': run `')[0]}: run tinybert/'s export_to_onnx.py, quantize.py and "
+                              "quantization_experiments.py again")
         check(FORCE, f"{error}; or pack it as it is with --force")
         return None
     results = read_results_file(folder / RESULTS)

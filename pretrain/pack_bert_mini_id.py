@@ -16,9 +16,9 @@ from lowbit.data.tokens import PREPROCESSING, TextReader, load_reader
 from lowbit.data.tsv import read_split
 from lowbit.graph.agreement import simulated_logits
 from lowbit.measure.score import score
-from lowbit.pipeline.files import SCRATCH, atomic_folder, claim, resolve, run_dir, shown, write_json
+from lowbit.pipeline.files import SCRATCH, atomic_folder, claim, move_up, resolve, run_dir, shown, write_json
 from lowbit.pipeline.machine import machine, versions
-from lowbit.pipeline.manifest import MANIFEST, publish, stages_of
+from lowbit.pipeline.manifest import MANIFEST, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
 from lowbit.pretrain.runs import made_by
@@ -133,7 +133,7 @@ def main(settings):
         write_json(scratch / RESULTS, {
             "kept": kept, "valid_of_candidates": valid, **found, **(score_test(folders) if TEST else {}),
             "settings": settings, "recipe": recipe, "machine": machine(), "versions": versions()})
-        publish(scratch)
+        move_up(scratch)
     for split, scores in found.items():
         print(f"  {split}: accuracy {scores['accuracy']:.4f}, macro-F1 {scores['macro_f1']:.4f}")
     print(f"wrote {shown(out)}")

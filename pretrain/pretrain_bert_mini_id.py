@@ -91,7 +91,7 @@ def main(settings):
     earlier = check_start(settings, STAGE)
     logging.disable_progress_bar()  # of a second's work
     out = run_dir(RUN)
-    begin_run(out, STAGE, TOKENS)
+    begin_run(out, STAGE, TOKENS, VOCAB, VOCAB_MARK)
     (out / TOKENS).mkdir(exist_ok=True)
     corpus = Corpus(CORPUS_DIRS, held_out(resolve(DATA_DIR)))
     weights = [read_weights(text, corpus.files, name) for name, text in (("GENERAL", GENERAL), ("DOMAIN", DOMAIN))]

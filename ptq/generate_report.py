@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from lowbit.measure.record import measured_files
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import claim, resolve, sha256, shown, write_text
-from lowbit.pipeline.manifest import stages_of
+from lowbit.pipeline.files import claim, resolve, sha256, shown
+from lowbit.pipeline.manifest import publish_text, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
 from lowbit.ptq import page
@@ -60,7 +60,7 @@ def main(settings):
     sections = [section(found, stages_of(results / found["experiment"]["name"]))
                 for found in read_experiments(results)]
     claim(results)
-    write_text(results / "report.html", page.page(TITLE, sections, pages_of_words(results)))
+    publish_text(results / "report.html", page.page(TITLE, sections, pages_of_words(results)))
     chosen = next((part for part in sections if part["trained"]), None)
     if chosen:
         print(f"  {chosen['name']}: ship {chosen['method']}: {chosen['why']}")

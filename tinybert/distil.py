@@ -10,7 +10,7 @@ Next    export_to_onnx.py
 import json
 
 from lowbit.data.task import task_of_run
-from lowbit.data.tokens import load_reader
+from lowbit.data.tokens import load_reader, same_tokens
 from lowbit.data.tsv import read_split
 from lowbit.distill.arithmetic import INT4, check_kind, simulate_kind
 from lowbit.distill.follow import Following, add_fit, follower, load_trained, save_student
@@ -23,6 +23,9 @@ from lowbit.distill.places import (
     check_names,
     data_folder,
     made_by,
+    refuse_cut_of_another,
+    refuse_other_task,
+    refuse_other_teacher,
     start_dir,
     student_dir,
     teacher_dir,
@@ -35,7 +38,7 @@ from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.distillation import drop_nothing
 from lowbit.training.encoder import RUN_FILES
-from lowbit.training.fine_tune import autocast_dtype, fine_tune
+from lowbit.training.fine_tune import autocast_dtype, fine_tune, training_files
 from lowbit.training.lsq import refuse_lost_scales
 
 # ---- settings: edit here, or for one run: --task SST-2 --losses labels ----------------------------
@@ -69,7 +72,7 @@ STAGE = DISTIL
 
 def check_settings(losses):
     """Refuse what cannot be followed, each with one sentence."""
-    check(TEMPERATURE > 0, f"TEMPERATURE is {TEMPERATURE}; it must be above 0")
+    check(0.01 <= TEMPERATURE <= 100, f"TEMPERATURE is {TEMPERATURE:g}; it must be from 0.01 to 100")
     check(RELATION_HEADS > 0, f"RELATION_HEADS is {RELATION_HEADS}; it must be above 0")
     check(0 <= AUGMENT <= 100, f"AUGMENT is {AUGMENT}; it must be from 0 to 100")
     check(0 < REPLACED <= 1, f"REPLACED is {REPLACED}; it must be above 0 and at most 1")
@@ -103,8 +106,7 @@ def trainer_for(start, folder, task, data, losses):
     reader, teacher = load_reader(folder), load_trained(folder, every_token=not QAT)
     layers = json.loads((start / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
     follows = read_map(LAYER_MAP, layers, teacher.config.num_hidden_layers)
-    same = load_reader(start).tokenizer.backend_tokenizer.to_str() == reader.tokenizer.backend_tokenizer.to_str()
-    if not same and losses != ["labels"]:
+    if not same_tokens(load_reader(start), reader) and losses != ["labels"]:
         return taught_from_outside(folder, task, read_split(data, "train", task)[0], losses), teacher
     return follower(Following(teacher, losses, follows, RELATION_HEADS, TEMPERATURE, INTERMEDIATE_EPOCHS, AUGMENT,
                               REPLACED, SEED)), teacher
@@ -142,13 +144,18 @@ def main(settings):
     start = student_dir(RUN, TASK, FROM) if FROM else start_dir(RUN, TASK, STUDENT)
     made = (WEIGHTS, "cut.json", *RUN_FILES)
     start_file = made_by(DISTIL if FROM else MAKE, start, f"{flags} --student {FROM or STUDENT}", *made)[0]
+    if FROM:
+        refuse_other_teacher(RUN, TASK, f"student_{FROM}", start, sha256(teacher_file))
+    else:
+        refuse_cut_of_another(start, teacher_file, f"{flags} --student {STUDENT}")
     task, reader, out = task_of_run(folder, data), load_reader(folder), student_dir(RUN, TASK, STUDENT)
+    refuse_other_task(out, STAGE, TASK)
     given = settings | {
         "RUN": out.name, "DATA_DIR": shown(data), "MODEL_NAME": shown(start), "MODEL_REVISION": "", "NUM_LABELS": 0,
         "CLEANING": reader.cleaning, "MAX_LENGTH": reader.max_length, "START_SHA256": sha256(start_file),
         "TEACHER_SHA256": "" if losses == ["labels"] else sha256(teacher_file), "FIRST_TOKEN_ONLY": bool(QAT),
         "SHORTENED": FIRST_TOKEN_ONLY}
-    if is_made(out, STAGE, given, [data / f"{split}.tsv" for split in ("train", "valid")], [WEIGHTS]):
+    if is_made(out, STAGE, given, training_files(data), [WEIGHTS]):
         print(f"  {shown(out)}: made before, with these settings, data, teacher and first weights")
     else:
         train(given, start, folder, task, data, losses)

@@ -6,11 +6,13 @@ Writes  models/<RUN>-<TASK>-teacher/        model.safetensors, config.json, toke
                                             task.json, training.json
 Next    make_student.py
 """
-from lowbit.distill.places import WEIGHTS, check_names, data_folder, teacher_dir
-from lowbit.pipeline.files import shown
+from lowbit.distill.places import WEIGHTS, check_names, data_folder, refuse_other_task, teacher_dir
+from lowbit.pipeline.files import sha256, shown
 from lowbit.pipeline.manifest import is_made
+from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
-from lowbit.training.fine_tune import autocast_dtype, fine_tune
+from lowbit.training.encoder import model_files
+from lowbit.training.fine_tune import autocast_dtype, fine_tune, training_files
 
 # ---- settings: edit here, or for one run: --task SST-2 --num-epochs 1 -----------------------------
 RUN = "tinybert"                # first part of the names of all folders under models/ that the stages share
@@ -36,14 +38,17 @@ STAGE = "tinybert/finetune_teacher.py"
 
 def main(settings):
     check_names(RUN, TASK)
+    check(bool(MODEL_NAME), "MODEL_NAME is empty: name a model on the hub, or a folder")
     data, folder = data_folder(DATA_DIR, TASK), teacher_dir(RUN, TASK)
-    given = settings | {"RUN": folder.name, "DATA_DIR": shown(data), "NUM_LABELS": 0}
+    given = settings | {"RUN": folder.name, "DATA_DIR": shown(data), "NUM_LABELS": 0,
+                        "MODEL_SHA256": {path.name: sha256(path) for path in model_files(MODEL_NAME)}}
+    refuse_other_task(folder, STAGE, TASK)
 
     def freeze(model, rows):
         if FREEZE_WORDS:
             model.get_input_embeddings().weight.requires_grad_(False)
 
-    if is_made(folder, STAGE, given, [data / f"{split}.tsv" for split in ("train", "valid")], [WEIGHTS]):
+    if is_made(folder, STAGE, given, training_files(data), [WEIGHTS]):
         print(f"  {shown(folder)}: made before, with these settings and data")
     else:
         fine_tune(given, STAGE, freeze, autocast=autocast_dtype() if AUTOCAST else None,

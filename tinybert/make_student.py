@@ -16,12 +16,21 @@ from lowbit.data.tsv import read_split
 from lowbit.distill.cut import check_fits, cut, used
 from lowbit.distill.follow import load_trained
 from lowbit.distill.losses import read_map
-from lowbit.distill.places import FINETUNE, WEIGHTS, check_names, data_folder, made_by, start_dir, teacher_dir
-from lowbit.pipeline.files import atomic_folder, resolve, shown, write_json
+from lowbit.distill.places import (
+    FINETUNE,
+    WEIGHTS,
+    check_names,
+    data_folder,
+    made_by,
+    refuse_other_task,
+    start_dir,
+    teacher_dir,
+)
+from lowbit.pipeline.files import atomic_folder, shown, write_json
 from lowbit.pipeline.manifest import begin_run, is_made, publish, record
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
-from lowbit.training.encoder import RUN_FILES, load_pretrained, save_run
+from lowbit.training.encoder import RUN_FILES, load_pretrained, longest_input, model_files, save_run
 
 # ---- settings: edit here, or for one run: --task SST-2 --start random -----------------------------
 RUN = "tinybert"                # first part of the names of all folders under models/ that the stages share
@@ -53,12 +62,17 @@ def first_weights(teacher, folder, data, task):
     reader = load_reader(folder)
     if START not in ("teacher", "random"):
         model, tokenizer = load_pretrained(START, "", task)
+        longest = longest_input(model)
+        check(longest >= reader.max_length, f"START {START} reads at most {longest} tokens, and the teacher "
+              f"{reader.max_length}: train it with --max-length {longest}")
         for name, value in (("num_hidden_layers", LAYERS), ("hidden_size", HIDDEN), ("num_attention_heads", HEADS),
                             ("intermediate_size", INTERMEDIATE)):
             check(getattr(model.config, name) == value, f"START {START} has {name} {getattr(model.config, name)}, the "
                   f"settings say {value}: set LAYERS, HIDDEN, HEADS and INTERMEDIATE to its sizes")
         return model, TextReader(tokenizer, reader.cleaning, reader.max_length,
                                  input_names(model.config, task.pairs)), {}
+    check("num_hidden_layers" in teacher.config.to_dict(), f"{shown(folder)} is a {type(teacher).__name__}, whose "
+          "sizes have other names than BERT's: take a teacher of BERT's family, or a student's folder with --start")
     config = type(teacher.config).from_dict(teacher.config.to_dict() | {
         "num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "num_attention_heads": HEADS,
         "intermediate_size": INTERMEDIATE, "first_token_only": False})
@@ -77,11 +91,15 @@ def main(settings):
     check_names(RUN, TASK, STUDENT)
     for name in ("LAYERS", "HIDDEN", "HEADS", "INTERMEDIATE", "TEXTS"):
         check(settings[name] > 0, f"{name} is {settings[name]}; it must be above 0")
+    check(bool(START), "START is empty: teacher, random, or a folder")
+    check(not LAYER_MAP or START == "teacher", f"LAYER_MAP says which layers are cut out of the teacher, but START is "
+                                               f"{START}")
     check(HIDDEN % HEADS == 0, f"HIDDEN is {HIDDEN}, which {HEADS} HEADS do not divide")
     check(0 <= SEED < 2**32, f"SEED is {SEED}; it must be from 0 to 4294967295")
     data, folder, out = data_folder(DATA_DIR, TASK), teacher_dir(RUN, TASK), start_dir(RUN, TASK, STUDENT)
     read = made_by(FINETUNE, folder, f"--run {RUN} --task {TASK}", WEIGHTS, *RUN_FILES) + [data / "train.tsv"]
-    read += sorted(resolve(START).glob("*.safetensors")) if START not in ("teacher", "random") else []
+    read += model_files(START) if START not in ("teacher", "random") else []
+    refuse_other_task(out, STAGE, TASK)
     following = next_command("tinybert/distil.py", settings, "RUN", "TASK", "STUDENT", "DATA_DIR")
     if is_made(out, STAGE, settings, read, [WEIGHTS, *TOKENIZER_FILES, "cut.json"]):
         print(f"  {shown(out)}: made before, with these settings and from this teacher")

@@ -6,6 +6,8 @@ Writes  RESULTS/<TASK>/                     results.json, results.csv, and the f
                                             ts_teacher_bert/model*.onnx, ts_student_<STUDENT>/model*.onnx
 Next    generate_report.py
 """
+import glob
+
 from lowbit.data.task import task_of_run
 from lowbit.data.tsv import describe, read_split
 from lowbit.distill.comparison import (
@@ -21,6 +23,7 @@ from lowbit.distill.places import (
     EXPORT,
     FINETUNE,
     ONNX,
+    STUDENT,
     TEACHER,
     WEIGHTS,
     check_names,
@@ -68,7 +71,8 @@ def tasks_of():
     """The tasks that TASKS names, or all that have a teacher of RUN."""
     if TASKS.strip():
         return [name.strip() for name in TASKS.split(",") if name.strip()]
-    trained = [stages_of(path).get(FINETUNE) for path in sorted(run_dir(RUN).parent.glob(f"{RUN}-*-{TEACHER}"))]
+    folders = sorted(run_dir(RUN).parent.glob(f"{glob.escape(RUN)}-*-{TEACHER}"))
+    trained = [stages_of(folder).get(FINETUNE) for folder in folders]
     found = [made["settings"]["TASK"] for made in trained
              if made and made["settings"]["RUN"] == teacher_dir(RUN, made["settings"]["TASK"]).name]
     check(bool(found), f"there is no models/{RUN}-<TASK>-{TEACHER}: run `python {FINETUNE} --run {RUN}` first")
@@ -98,13 +102,16 @@ def candidates_of(task_name, out):
     return candidates
 
 
-def ship_students(task_name, results, task):
+def ship_students(candidates, results, task):
     """Note in each student's folder which of its files is the one to deploy."""
-    for name, folder in models_of(RUN, task_name, MODELS).items():
-        if name != TEACHER:
-            file = ship(name, folder, results, STAGE, task)
-            print(f"  {name} ships {file}: python deploy/pack.py --run {folder.name}" if file else
-                  f"  {name} ships nothing: it has no low-bit file within {MAX_DROP:g} points of its own FP32")
+    models = {candidate.method.split("/")[0].removeprefix("ts_"): candidate.folder for candidate in candidates}
+    for name, folder in models.items():
+        if not name.startswith(STUDENT):
+            continue
+        file = ship(name, folder, results, STAGE, task)
+        print(f"  {name} ships {file}: python deploy/pack.py --run {folder.name}" if file else
+              f"  {name} ships nothing: it has no low-bit file that ran and is within {MAX_DROP:g} points of its own "
+              "FP32")
 
 
 def experiment(task_name, settings):
@@ -127,13 +134,14 @@ def experiment(task_name, settings):
         found = measure(candidates, Experiment(task_name, True, False), data, task, settings, out / UNFINISHED)
         add_own(found, data, out / UNFINISHED)
         whole = write_results(out, STAGE, given, found, read, UNFINISHED, replaced="ts_")
-        ship_students(task_name, whole, task)
+    ship_students(candidates, whole, task)
     print(*table_lines(whole), sep="\n", flush=True)
 
 
 def main(settings):
     check_settings(settings)
-    check(0 <= WARMUP <= 10_000, f"WARMUP is {WARMUP}; it must be from 0 to 10000")
+    for name in ("WARMUP", "RUNS"):
+        check(0 <= settings[name] <= 10_000, f"{name} is {settings[name]}; it must be at most 10000")
     tasks = tasks_of()
     for task_name in tasks:
         check_names(RUN, task_name)

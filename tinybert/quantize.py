@@ -9,6 +9,7 @@ Next    quantization_experiments.py
 from lowbit.data.task import task_of_run
 from lowbit.data.tsv import read_split
 from lowbit.distill.arithmetic import write_kind
+from lowbit.distill.comparison import qat_file
 from lowbit.distill.places import (
     EXPORT,
     ONNX,
@@ -27,7 +28,7 @@ from lowbit.pipeline.manifest import is_made, publish, record, settings_of
 from lowbit.pipeline.settings import check, chosen
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.ptq.files import make_files
-from lowbit.training.encoder import RUN_FILES
+from lowbit.training.encoder import RUN_FILES, load_run, longest_input
 
 # ---- settings: edit here, or for one run: --task SST-2 --ops products,all -------------------------
 RUN = "tinybert"                # first part of the names of all folders under models/ that the stages share
@@ -64,7 +65,7 @@ def recipes_of(configs, operators):
 
 def write_trained(name, folder, kind):
     """The file of a student that was distilled as one."""
-    target = f"model_qat_{kind}.onnx"
+    target = qat_file(kind)
     read = made_by(EXPORT, folder, f"--run {RUN} --task {TASK}", ONNX) + made_by(
         trainer_of(folder), folder, flags_of(RUN, TASK, name), WEIGHTS, *RUN_FILES)
     if is_made(folder, STAGE, {"QAT": kind}, read, [target]):
@@ -87,7 +88,8 @@ def main(settings):
     check(CALIBRATION_EXAMPLES > 0, f"CALIBRATION_EXAMPLES is {CALIBRATION_EXAMPLES}; it must be above 0")
     check(0 <= SEED < 2**32, f"SEED is {SEED}; it must be from 0 to 4294967295")
     check(SEQ_LEN >= 8, f"SEQ_LEN is {SEQ_LEN}; it must be at least 8 tokens")
-    recipes = recipes_of(chosen(CONFIGS, [*STATIC, "dynamic"], "CONFIGS"), chosen(OPS, NAMES, "OPS"))
+    operators = chosen(OPS, NAMES, "OPS")
+    recipes = recipes_of(chosen(CONFIGS, [*STATIC, "dynamic"], "CONFIGS"), operators)
     data = data_folder(DATA_DIR, TASK)
     for name, folder in models_of(RUN, TASK, MODELS).items():
         print(name, flush=True)
@@ -96,7 +98,9 @@ def main(settings):
         if kind:
             write_trained(name, folder, kind)
             continue
-        task = task_of_run(folder, data)
+        task, longest = task_of_run(folder, data), longest_input(load_run(folder))
+        check("all" not in operators or longest >= SEQ_LEN,
+              f"SEQ_LEN is {SEQ_LEN}, but {name} reads at most {longest} tokens")
         made = FIXED | {"CALIBRATION_TEXTS": CALIBRATION_EXAMPLES, "SEED": SEED}
         candidates = make_files(folder, STAGE, recipes, made, data / "train.tsv", read_split(data, "train", task)[0],
                                 ONNX)

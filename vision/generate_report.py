@@ -6,7 +6,8 @@ Writes  RESULTS/report.html                 self-contained: pictures and styles 
 from pathlib import Path
 
 from lowbit.measure.html import filled
-from lowbit.pipeline.files import claim, resolve, shown, write_text
+from lowbit.pipeline.files import claim, resolve, shown
+from lowbit.pipeline.manifest import publish_text
 from lowbit.pipeline.stage import run_stage
 from lowbit.vision.compare import over_seeds, read_runs, seed_lines
 from lowbit.vision.report import section
@@ -24,7 +25,7 @@ def main(settings):
     folder = resolve(RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder)
-    write_text(folder / "report.html", filled(
+    publish_text(folder / "report.html", filled(
         Path(__file__).with_name("report.html.jinja"), title=TITLE,
         sections=[section(*key, results) for key, results in found.items()],
         seeds=[line.strip() for line in seed_lines(over_seeds(found))], machine=first["machine"],

@@ -9,7 +9,7 @@ import os
 import time
 
 from lowbit.pipeline.files import claim, resolve, run_dir, sha256, shown
-from lowbit.pipeline.manifest import record
+from lowbit.pipeline.manifest import note, record
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.xai.explain import Explainer
@@ -58,6 +58,7 @@ def main(settings):
                    {"file": shown(path), "sha256": sha256(path), "count": len(texts)})
     out.mkdir(parents=True, exist_ok=True)
     claim(out)
+    note(out, {UNFINISHED, EXPLANATIONS})
     start, started = done_lines(out / UNFINISHED, head), time.monotonic()
     if start:
         print(f"  resuming after {start} of {len(texts)} texts")

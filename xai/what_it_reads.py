@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lowbit.data.task import task_of
 from lowbit.measure.html import filled
-from lowbit.pipeline.files import atomic_folder, claim, resolve, run_dir, sha256, shown
-from lowbit.pipeline.manifest import publish, record, recorded, stages_of
+from lowbit.pipeline.files import claim, resolve, run_dir, sha256, shown
+from lowbit.pipeline.manifest import publish_text, record, recorded, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
 from lowbit.xai import shown as view
@@ -57,15 +57,13 @@ def main(settings):
     own = drift and {name: found for name, found in drift["files"].items() if name.rpartition("/")[0] == RUN}
     faithful = made(out, "xai/faithfulness.py", "faithfulness.json", out / EXPLANATIONS)
     claim(out)
-    with atomic_folder(out) as scratch:
-        (scratch / PAGE).write_text(filled(
-            Path(__file__).with_name("what_it_reads.html.jinja"), run=RUN,
-            task=task, head=head, file=file, method=METHOD, least=LEAST_TEXTS, count=WORDS, records=records,
-            explained=explained, words=words_by_label(explained, file, METHOD, LEAST_TEXTS),
-            mistakes=mistakes(explained, file, task, MISTAKES), drift=drift_table({"files": own}) if own else None,
-            faithful=faithfulness_rows(faithful) if faithful else None, view=view), encoding="utf-8")
-        names = publish(scratch)
-    record(out, STAGE, settings, [out / EXPLANATIONS], names)
+    publish_text(out / PAGE, filled(
+        Path(__file__).with_name("what_it_reads.html.jinja"), run=RUN,
+        task=task, head=head, file=file, method=METHOD, least=LEAST_TEXTS, count=WORDS, records=records,
+        explained=explained, words=words_by_label(explained, file, METHOD, LEAST_TEXTS),
+        mistakes=mistakes(explained, file, task, MISTAKES), drift=drift_table({"files": own}) if own else None,
+        faithful=faithfulness_rows(faithful) if faithful else None, view=view))
+    record(out, STAGE, settings, [out / EXPLANATIONS], [PAGE])
     print(f"wrote {shown(out / PAGE)}")
 
 

@@ -103,7 +103,7 @@ def task_of(given) -> Task:
     if labels is not None and len(labels) < 2:
         raise ValueError("names one label; at least two are needed, or null where the answer is a number")
     known = LABEL_SCORES if labels else NUMBER_SCORES
-    if given["score"] not in known:
+    if not isinstance(given["score"], str) or given["score"] not in known:
         raise ValueError(f"has the score {given['score']!r}; for {'labels' if labels else 'a number'} choose "
                          f"{', '.join(known)}")
     if given["score"] == "f1" and len(labels) != 2:

@@ -70,6 +70,13 @@ def load_reader(folder: Path) -> TextReader:
                       settings.get("inputs", INPUT_NAMES))
 
 
+def same_tokens(one: TextReader, other: TextReader) -> bool:
+    """Whether two readers make the same tokens of a text; where each cuts and pads, aside."""
+    ours, theirs = ({key: value for key, value in json.loads(reader.tokenizer.backend_tokenizer.to_str()).items()
+                     if key not in ("truncation", "padding")} for reader in (one, other))
+    return ours == theirs
+
+
 def width(row: Row) -> int:
     """How many tokens a row has."""
     return len(row["input_ids"])

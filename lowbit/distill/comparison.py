@@ -9,17 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit.distill.places import ONNX, STUDENT, TEACHER
+from lowbit.distill.places import ONNX, STUDENT, TEACHER, trainer_of
 from lowbit.measure.record import MEASURED, Metric, metrics, quality_metrics, task_of_results
 from lowbit.measure.score import compare, loss_interval, points_lost
 from lowbit.pipeline.files import atomic_folder, sha256, shown
-from lowbit.pipeline.manifest import publish, stages_of
+from lowbit.pipeline.manifest import publish, settings_of, stages_of
 from lowbit.pipeline.settings import check
 
 QUANTIZE = "tinybert/quantize.py"
+QAT = "model_qat_"  # start of the name of a file that a student was trained as
 OWN = "against_own_fp32"  # of a record: which file its own FP32 is, points lost and times smaller and faster
-OWN_LOST = Metric(f"{OWN}.points_lost", "lost to own FP32", "{:+.2f}", "lower")
-OWN_SMALLER = Metric(f"{OWN}.compression", "smaller than own", "{:.2f}x", "higher")
+
+
+def qat_file(kind: str) -> str:
+    """The file that a student trained with this QAT becomes."""
+    return f"{QAT}{kind}.onnx"
 
 
 def results_name(model: str) -> str:
@@ -28,10 +32,14 @@ def results_name(model: str) -> str:
 
 
 def files_of(folder: Path) -> list[str]:
-    """Names of a model's ONNX files: FP32 first, then those that quantize.py recorded."""
+    """Names of a model's ONNX files: FP32 first, then those that quantize.py recorded.
+
+    Of a student that was trained as a file, that file; of another one, those made after training.
+    """
+    kind = settings_of(folder, trainer_of(folder)).get("QAT", "")
     written = {name for stage, made in stages_of(folder).items() if stage.startswith(QUANTIZE)
                for name in made["writes"] if name.endswith(".onnx")}
-    return [ONNX, *sorted(written)]
+    return [ONNX, *sorted(name for name in written if (name == qat_file(kind) if kind else not name.startswith(QAT)))]
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -82,8 +90,8 @@ def add_own(results: dict, data: dict, unfinished: Path) -> None:
 
 def columns(results: dict) -> list[Metric]:
     """What is shown of each file, the score first."""
-    return [*quality_metrics(task_of_results(results)), OWN_LOST,
-            *metrics("model_size", "compression"), OWN_SMALLER, *metrics("median_ms", "std_ms", "speedup")]
+    return [*quality_metrics(task_of_results(results)), *metrics(
+        f"{OWN}.points_lost", "model_size", "compression", f"{OWN}.compression", "median_ms", "std_ms", "speedup")]
 
 
 def table_lines(results: dict) -> list[str]:

@@ -95,6 +95,7 @@ class Follower(FineTuner):
             kwargs["train_dataset"] = augmented(kwargs["train_dataset"], f.teacher, kwargs["processing_class"],
                                                 f.copies, f.replaced, f.seed)
         super().__init__(*args, **kwargs)
+        self.unfit_epochs = f.intermediate_epochs  # until then nothing has trained the classifier
         f.teacher.requires_grad_(False).eval().to(self.args.device)
         watched = set(f.losses) & set(INTERMEDIATE)
         self.ours, self.theirs = (Inside(self.model), Inside(f.teacher)) if watched else (None, None)

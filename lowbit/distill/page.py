@@ -77,11 +77,15 @@ def layer_picture(name: str, teacher: Path, student: Path, layer_map: list[int],
     """What the page shows of one student: (name, caption, light, dark)."""
     theirs, tokens = attention_of(teacher, True, text)
     ours, _ = attention_of(student, True, text)
+    shown = len(tokens) if len(tokens) <= MOST_TOKENS else MOST_TOKENS
+    theirs, ours = ([layer[:shown, :shown] for layer in layers] for layers in (theirs, ours))
+    part = "" if shown == len(tokens) else f", its first {shown} tokens"
+    tokens = tokens[:shown]
     depth = len(theirs)
-    unused = [str(number) for number in range(1, depth + 1) if number not in layer_map]
+    unused = ", ".join(str(number) for number in range(1, depth + 1) if number not in layer_map)
     followed = ", ".join(f"{m} follows {g}" for m, g in enumerate(layer_map, 1))
-    caption = (f"{name}: what each token (row) attends to, mean over heads, on one test text. Layer {followed} of the "
-               f"teacher's {depth}" + (f"; none follows its layer {', '.join(unused)}." if unused else "."))
+    caption = (f"{name}: what each token (row) attends to, mean over heads, on one test text{part}. Layer {followed} "
+               f"of the teacher's {depth}" + (f"; none follows its layer {unused}." if unused else "."))
     return (f"layers of {name}", caption,
             *(address(lambda: layer_figure(theirs, ours, tokens, layer_map), dark) for dark in (False, True)))
 

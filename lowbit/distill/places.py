@@ -1,10 +1,11 @@
 """Where the models of one task lie under models/, and which data they were trained on: found by RUN, TASK, STUDENT."""
 
+import glob
 from pathlib import Path
 
 from lowbit.data.task import TASK_FILE
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import ROOT, resolve, run_dir, shown
+from lowbit.pipeline.files import ROOT, resolve, run_dir, sha256, shown
 from lowbit.pipeline.manifest import recorded, settings_of, stages_of
 from lowbit.pipeline.settings import check
 
@@ -18,7 +19,8 @@ TEACHER, STUDENT = "teacher", "student_"
 def check_names(run: str, task: str, student: str = "x") -> None:
     """Raises UserError unless all can be parts of a folder's name."""
     for name, value in (("TASK", task), ("STUDENT", student)):
-        check(value not in ("", ".", "..") and not set(value) & set("/\\,") and value == value.strip(),
+        check(value not in ("", ".", "..") and not set(value) & set("/\\,") and value == value.strip() and
+              value.isprintable(),
               f"{name} is {value!r}; use one plain name")
     run_dir(f"{run}-{task}-{STUDENT}{student}")
 
@@ -31,6 +33,8 @@ def data_folder(data_dir: str, task: str) -> Path:
     folder = resolve(data_dir) / task
     if task == "smsa" and not folder.is_dir():
         folder = ROOT / "data"
+        check((folder / "train.tsv").is_file(), f"TASK is smsa, but neither {shown(resolve(data_dir))} nor data/ holds "
+                                                "it: run `python data/download_smsa.py`")
     if not (folder / "train.tsv").is_file():
         known = sorted(path.parent.name for path in resolve(data_dir).glob("*/train.tsv"))
         here = f"DATA_DIR holds {', '.join(known)}" if known else f"there is no task in {shown(resolve(data_dir))}"
@@ -74,7 +78,7 @@ def made_by(stage: str, folder: Path, flags: str, *names: str) -> list[Path]:
 
 def trainer_of(folder: Path) -> str:
     """The stage that trained what lies in a folder: its teacher's, or its student's."""
-    return FINETUNE if folder.name.endswith(f"-{TEACHER}") else DISTIL
+    return FINETUNE if FINETUNE in stages_of(folder) else DISTIL
 
 
 def flags_of(run: str, task: str, name: str) -> str:
@@ -86,19 +90,42 @@ def flags_of(run: str, task: str, name: str) -> str:
 def models_of(run: str, task: str, wanted: str) -> dict[str, Path]:
     """"teacher" or "student_<name>" -> folder of every trained model of a task; `wanted` names some of them.
 
-    Raises UserError for a name that is not there, and where nothing is.
+    Raises UserError for a name that is not there, and where nothing is. One that was not trained to its end is named.
     """
-    found = {TEACHER: teacher_dir(run, task)}
     prefix = f"{run}-{task}-"
-    found |= {path.name.removeprefix(prefix): path
-              for path in sorted(found[TEACHER].parent.glob(f"{prefix}{STUDENT}*")) if path.is_dir()}
-    found = {name: path for name, path in found.items() if trainer_of(path) in stages_of(path)}
+    folders = {TEACHER: teacher_dir(run, task)}
+    folders |= {path.name.removeprefix(prefix): path for path in sorted(
+        folders[TEACHER].parent.glob(f"{glob.escape(prefix + STUDENT)}*")) if path.is_dir()}
+    found = {name: path for name, path in folders.items() if {FINETUNE, DISTIL} & stages_of(path).keys()}
     check(bool(found), f"there is no model of {task} under models/{prefix}*: run `python {FINETUNE} --run {run} --task "
                        f"{task}` first")
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     for name in names:
-        check(name in found, f"MODELS names {name!r}, which is not there for {task}; choose from {', '.join(found)}")
+        check(name in folders, f"MODELS names {name!r}, which is not there for {task}; choose from {', '.join(found)}")
+    for name, path in folders.items():
+        if name not in found and path.is_dir():
+            stage = FINETUNE if name == TEACHER else DISTIL
+            said = f"{shown(path)} was not trained to its end: run `python {stage} {flags_of(run, task, name)}`"
+            check(name not in names, said)
+            print(f"  left out: {said}")
     return {name: path for name, path in found.items() if name in names or not names}
+
+
+def refuse_other_task(folder: Path, stage: str, task: str) -> None:
+    """Raises UserError for a folder of another TASK whose name, after another RUN, is the same: a-b of RTE, a of b-RTE.
+    """
+    held = stages_of(folder).get(stage, {"settings": {"TASK": task}})["settings"]["TASK"]
+    check(held == task, f"{shown(folder)} holds a model of TASK {held}, and {task} of this RUN would have the same "
+                        "folder: choose another RUN")
+
+
+def refuse_cut_of_another(start: Path, teacher_file: Path, flags: str) -> None:
+    """Raises UserError for first weights that were cut out of other weights than `teacher_file`."""
+    made = stages_of(start)[MAKE]
+    read = made["reads"].get(shown(teacher_file))
+    check(made["settings"]["START"] != TEACHER or read == sha256(teacher_file),
+          f"{shown(start)} was cut out of another teacher than {shown(teacher_file.parent)} holds now: run "
+          f"`python {MAKE} {flags}` again")
 
 
 def refuse_other_teacher(run: str, task: str, name: str, folder: Path, teacher_sha256: str) -> None:

@@ -85,6 +85,8 @@ METRICS = {metric.key: metric for metric in (
     Metric("against_fp32.divergence", "divergence", "{:.1e}", LOWER),
     Metric("model_size", "MB", "{:.1f}", LOWER),
     Metric("compression", "smaller", "{:.2f}x", HIGHER),
+    Metric("against_own_fp32.points_lost", "lost to own FP32", "{:+.2f}", LOWER),
+    Metric("against_own_fp32.compression", "smaller than own", "{:.2f}x", HIGHER),
     Metric("median_ms", "median ms", "{:.2f}", LOWER),
     Metric("speedup", "speed-up", "{:.2f}x", HIGHER),
     Metric("mean_ms", "mean ms", "{:.2f}", LOWER),
@@ -119,8 +121,9 @@ def quality_metrics(task: Task) -> list[Metric]:
 
 
 def csv_metrics(files: dict[str, dict]) -> list[Metric]:
-    """Every figure that at least one record holds."""
-    return [metric for metric in METRICS.values() if any(metric.value(record) is not None for record in files.values())]
+    """Every figure that at least one record holds, or names as one that its task does not have."""
+    return [metric for metric in METRICS.values()
+            if any(metric.key in record or metric.value(record) is not None for record in files.values())]
 
 
 def judge(record: dict, max_drop: float) -> str:

@@ -88,13 +88,18 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def first_process() -> bool:
+    """Whether this one writes: of several processes that train together, the first alone does."""
+    return not int(os.environ.get("RANK", 0))
+
+
 def claim(folder: Path) -> None:
     """Make `folder` this process's own until it ends, and delete the scratch folders that a killed one left in it.
 
     Raises UserError while another process works on it: two would delete each other's scratch folders.
     """
-    if not folder.is_dir() or int(os.environ.get("RANK", 0)):
-        return  # nothing to spoil; and of several training processes only the first one writes
+    if not folder.is_dir() or not first_process():
+        return  # nothing to spoil
     handle = os.open(folder, os.O_RDONLY)
     identity = os.fstat(handle).st_dev, os.fstat(handle).st_ino
     if identity in _claimed:

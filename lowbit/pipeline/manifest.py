@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import SCRATCH, claim, external_data, move_up, sha256, shown, write_json
+from lowbit.pipeline.files import claim, external_data, first_process, move_up, sha256, shown, write_json, write_text
 from lowbit.pipeline.machine import machine, versions
 
 MANIFEST = "manifest.json"
@@ -17,7 +17,7 @@ MODEL_FILES = (".json", ".onnx", ".pth", ".safetensors")  # what stages write ov
 def read_manifest(folder: Path) -> dict:
     """What a folder's manifest holds, under "stages" a stage's name -> its record.
 
-    "ships" is what shipped() returns, from stage 3 on; "published" are names that publish() put there.
+    "ships" is what shipped() returns, from stage 3 on; "published" are the names that note() took.
 
     Raises UserError for one that cannot be read, or that another version wrote in another format.
     """
@@ -56,45 +56,65 @@ def shipped(folder: Path) -> dict:
     return manifest["ships"]
 
 
-def begin_run(folder: Path, stage: str, leaves: str = "") -> None:
+def begin_run(folder: Path, stage: str, *leaves: str) -> None:
     """Make the folder of the run that `stage` begins, or claim the one that it began before.
 
-    Raises UserError for a folder that another stage began, or that holds a model which none recorded.
-    `leaves` is the name in the folder by which an unfinished `stage` is known.
+    Raises UserError for a folder that another stage began, or that holds a model which is not this project's.
+    `leaves` are names in it that `stage` works with until it is finished: the user's own are refused.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stages = stages_of(folder)
     if stage not in stages:
-        unfinished = any(folder.glob("*".join(SCRATCH))) or leaves and (folder / leaves).exists()
         held = sorted(path.name for path in folder.iterdir() if path.suffix in MODEL_FILES)
+        held = [name for name in held if name not in {MANIFEST, *_ours(folder)}]
         if stages:
             raise UserError(f"{shown(folder)} holds another model, which {next(iter(stages))} began: choose a new name "
                             "for RUN")
-        if held and not unfinished:
+        if held:
             raise UserError(f"{shown(folder)} holds {held[0]}, which no stage recorded: choose a new name for RUN, or "
                             "take away what the folder holds")
     claim(folder)
+    if first_process():
+        note(folder, set(leaves))
+
+
+def _ours(folder: Path) -> set[str]:
+    """Names in a folder that stages wrote, or had begun to write."""
+    manifest = read_manifest(folder)
+    return {*manifest.get("published", []), *(name for made in manifest["stages"].values() for name in made["writes"])}
+
+
+def note(folder: Path, names: set[str]) -> None:
+    """Note in a folder's manifest that `names` in it are this project's, before they are written.
+
+    Raises UserError for one that is there already and is not: it is the user's. What a killed stage had begun to write
+    is known by its note.
+    """
+    new = names - _ours(folder)
+    for name in sorted(new):
+        if (folder / name).exists():
+            raise UserError(f"{shown(folder / name)} is in the way: no stage wrote it, so it is not replaced; move it "
+                            "to another folder, then run the same command again")
+    if new:
+        manifest = read_manifest(folder)
+        write_json(folder / MANIFEST, manifest | {"published": sorted({*manifest.get("published", []), *new})})
 
 
 def publish(scratch: Path) -> list[str]:
-    """Move the files of a scratch folder up into the run's folder; returns their names.
+    """Move the files of a scratch folder up into the run's or the results' folder; returns their names.
 
-    Raises UserError if one of them, or its external data, would replace a file that is not this project's. Names are
-    noted in the manifest first: so the files of a stage that was killed before it could record them are known as ours.
+    Raises UserError if one of them, or its external data, would replace a file of the user's.
     """
-    folder = scratch.parent
-    if (folder / MANIFEST).exists():  # before that, begin_run() has seen to it
-        manifest = read_manifest(folder)
-        noted = set(manifest.get("published", []))
-        ours = noted.union(*(made["writes"] for made in manifest["stages"].values()))
-        new = {path.name for path in scratch.iterdir()} - ours
-        for name in sorted(new.union(external_data(Path(name)).name for name in new)):
-            if (folder / name).exists():
-                raise UserError(f"{shown(folder / name)} is in the way: no stage wrote it, so it is not replaced; move "
-                                "it to another folder, then run the same command again")
-        if new:
-            write_json(folder / MANIFEST, manifest | {"published": sorted(noted | new)})
+    names = {path.name for path in scratch.iterdir()}
+    data = {external_data(Path(name)).name for name in names}
+    note(scratch.parent, names | {name for name in data if (scratch.parent / name).exists()})
     return move_up(scratch)
+
+
+def publish_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file of a run's or a results' folder whole or not at all; raises UserError if it is the user's."""
+    note(path.parent, {path.name})
+    write_text(path, text)
 
 
 def _digests(folder: Path, reads: list[Path]) -> dict[str, str]:
@@ -122,6 +142,13 @@ def record(folder: Path, stage: str, settings: dict, reads: list[Path], writes: 
                    for name in writes},
     }
     write_json(folder / MANIFEST, manifest)
+
+
+def withdraw(folder: Path) -> None:
+    """Record that a run ships no file any more."""
+    manifest = read_manifest(folder)
+    if manifest.pop("ships", None):
+        write_json(folder / MANIFEST, manifest)
 
 
 def recorded(folder: Path, stage: str, *names: str) -> list[Path]:

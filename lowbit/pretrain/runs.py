@@ -8,6 +8,7 @@ from pathlib import Path
 from lowbit.pipeline.files import resolve, run_dir, shown
 from lowbit.pipeline.manifest import is_made, recorded, stages_of
 from lowbit.pipeline.settings import check
+from lowbit.training.fine_tune import training_files
 from lowbit.training.weights import WEIGHTS
 
 TRAINING = "training.json"
@@ -26,8 +27,7 @@ def kept_epoch(settings: dict, stage: str, train: Callable[[], object]) -> dict:
     train() makes the run, unless it lies there whole, made with the same settings and versions from the same data.
     """
     folder, data = run_dir(settings["RUN"]), resolve(settings["DATA_DIR"])
-    if not is_made(folder, stage, settings, [data / f"{split}.tsv" for split in ("train", "valid")],
-                   [WEIGHTS, TRAINING]):
+    if not is_made(folder, stage, settings, training_files(data), [WEIGHTS, TRAINING]):
         print(folder.name, flush=True)
         train()
     recorded(folder, stage, WEIGHTS, TRAINING)

@@ -8,7 +8,7 @@ WANTED = ("speed", "size")
 
 # promise, what a record holds of it, whether that keeps it, how it reads
 TARGETS = (
-    ("accuracy lost: below 1 point (test)", lambda row: row["points_lost"]["test"], lambda v: v < 1,
+    ("lost on test: below 1 point", lambda row: row["points_lost"]["test"], lambda v: v < 1,
      "{:+.2f} points"),
     ("size: 3 to 4 times smaller", lambda row: row["compression"], lambda v: v >= 3, "{:.2f}x"),
     ("speed: 2 to 4 times faster", lambda row: row["speedup"], lambda v: v >= 2, "{:.2f}x"),
@@ -24,7 +24,8 @@ def reference_of(results: dict) -> str:
 def eligible(results: dict) -> dict[str, dict]:
     """The low-bit files that ran and were not seen to lose more than MAX_DROP: no other is ever advised."""
     return {name: row for name, row in measured_files(results).items()
-            if name != reference_of(results) and judge(row, results["max_drop"]) != TOO_MUCH}
+            if name != reference_of(results) and row.get("recipe", {}).get("kind") != "fp32"
+            and judge(row, results["max_drop"]) != TOO_MUCH}
 
 
 def moved(row: dict) -> tuple[float, float]:
@@ -61,8 +62,7 @@ def recommend(results: dict, wanted: str = WANTED[0]) -> tuple[str, str]:
         return smallest(small), f"the smallest file of the {len(small)} methods that {limit}"
     faster = {name: row for name, row in held.items() if row["speedup"] > 1}
     if not faster:
-        return base, (f"none of the {len(held)} methods that {limit} is faster than FP32 here (--wanted size names the "
-                      "smallest)")
+        return base, f"none of the {len(held)} methods that {limit} is faster than FP32 here"
     best = max(row["speedup"] for row in faster.values())
     near = {name: row for name, row in faster.items() if row["speedup"] >= NEAR * best}
     if len(near) == 1:

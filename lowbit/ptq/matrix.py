@@ -74,7 +74,7 @@ def measure(candidates: list[Candidate], experiment: Experiment, data: dict, tas
     it. Raises RuntimeError if FP32 itself cannot be measured.
     """
     base = candidates[0]
-    s = s | {"TOKENS": min(s["TOKENS"], base.reader.max_length)}
+    s = s | {"TOKENS": min(s["TOKENS"], *(c.reader.max_length for c in candidates if c is base or c.path))}
     marks = fingerprints(candidates, data, s)
     scored = score_all(candidates, marks, data, task, s, unfinished)
     rounds = [] if base.reason else time_all([c for c in candidates if not c.reason], marks, s, unfinished)
@@ -143,8 +143,8 @@ def score_all(candidates: list[Candidate], marks: dict, data: dict, task: Task, 
 
 def time_all(candidates: list[Candidate], marks: dict, s: dict, unfinished: Path) -> list[dict]:
     """ROUNDS times take_turns(); a file that fails in one gets its `reason`."""
-    reader = candidates[0].reader
-    inputs = random_inputs(len(reader.tokenizer), s["BATCH_SIZE"], s["TOKENS"], s["RUNS"], reader.inputs)
+    inputs = {candidate.method: random_inputs(len(candidate.reader.tokenizer), s["BATCH_SIZE"], s["TOKENS"], s["RUNS"],
+                                              candidate.reader.inputs) for candidate in candidates}
     fingerprint = digest({candidate.method: marks[candidate.method] for candidate in candidates})
     rounds = []
     for number in range(1, s["ROUNDS"] + 1):
@@ -154,8 +154,11 @@ def time_all(candidates: list[Candidate], marks: dict, s: dict, unfinished: Path
             started = time.monotonic()
             first = (number - 1) * len(candidates) // s["ROUNDS"]  # no file is early, or late, in every round
             order = candidates[first:] + candidates[:first]
-            turns = take_turns({candidate.method: (candidate.path, "onnxruntime") for candidate in order},
-                               {shape_of(s): inputs}, s["PROVIDER"], s["THREADS"], s.get("WARMUP", WARMUP))
+            turns = {}
+            for candidate in order:
+                turns |= take_turns({candidate.method: (candidate.path, "onnxruntime")},
+                                    {shape_of(s): inputs[candidate.method]}, s["PROVIDER"], s["THREADS"],
+                                    s.get("WARMUP", WARMUP))
             if not any("error" in turn for turn in turns.values()):
                 write_json(path, {"fingerprint": fingerprint, "value": turns})
             print(f"  round {number} of {s['ROUNDS']}: {len(candidates)} files timed in turns, "

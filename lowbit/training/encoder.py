@@ -15,6 +15,7 @@ from lowbit.pipeline.files import ROOT, resolve, shown, write_json
 from lowbit.training.first_token import read_first_token_only
 
 BUNDLED = "models/bert-mini-id"
+MODEL_FORMS = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, configuration, words
 RUN_FILES = ("config.json", PREPROCESSING, TASK_FILE, *TOKENIZER_FILES)  # what a run's model is, its weights aside
 
 
@@ -24,6 +25,12 @@ def head_settings(task: Task) -> dict:
         return {"num_labels": 1, "problem_type": "regression"}
     return {"num_labels": len(task.labels), "problem_type": "single_label_classification",
             "id2label": dict(enumerate(task.labels)), "label2id": {label: i for i, label in enumerate(task.labels)}}
+
+
+def model_files(name: str) -> list[Path]:
+    """The files of a local model's folder that load_pretrained() may read; none for a hub name."""
+    folder = resolve(name)
+    return sorted(path for path in folder.iterdir() if path.suffix in MODEL_FORMS) if folder.is_dir() else []
 
 
 def load_pretrained(name: str, revision: str, task: Task):

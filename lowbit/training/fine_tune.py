@@ -16,7 +16,7 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lowbit.data.cleaning import require_preset
-from lowbit.data.task import Task, read_task
+from lowbit.data.task import TASK_FILE, Task, read_task
 from lowbit.data.tokens import Row, TextReader, input_names, width
 from lowbit.data.tsv import SPLITS, count_shared, describe, read_split
 from lowbit.measure.score import HEADINGS, quick_score
@@ -45,7 +45,13 @@ class LabelledData:
 
     def files(self) -> list[Path]:
         """The files that training depends on."""
-        return [self.folder / f"{name}.tsv" for name in ("train", "valid")]
+        return training_files(self.folder)
+
+
+def training_files(folder: Path) -> list[Path]:
+    """The files of a data folder that training depends on: train, valid and, where there is one, the task."""
+    files = [folder / name for name in ("train.tsv", "valid.tsv", TASK_FILE)]
+    return files if files[-1].exists() else files[:-1]
 
 
 def check_settings(s: dict) -> None:
@@ -91,10 +97,14 @@ class FineTuner(Trainer):
     """
 
     train_dtype: torch.dtype | None = None
+    unfit_epochs: float = 0.0  # first epochs, after which the weights are not what is wanted yet: none of them is kept
 
     def get_decay_parameter_names(self, model):
         """Matrices decay; biases, LayerNorms and scales, of fewer dimensions, do not."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+
+    def _determine_best_metric(self, metrics, trial):
+        return self.state.epoch > self.unfit_epochs and super()._determine_best_metric(metrics, trial)
 
     def compute_loss_context_manager(self):
         if self.train_dtype is torch.bfloat16 and self.model.training:
@@ -226,7 +236,7 @@ def publish_run(out: Path, stage: str, s: dict, trainer: FineTuner, reader: Text
     """Write and record the files of a trained run, then delete its checkpoints."""
     key, name = f"eval_{data.task.score}", data.task.score_name
     epochs = [entry for entry in trainer.state.log_history if key in entry]
-    best = max(epochs, key=lambda entry: entry[key])
+    best = next(entry for entry in epochs if entry["step"] == trainer.state.best_global_step)
     print(f"keeping epoch {best['epoch']:.0f}: valid {name} {best[key]:.4f}")
     with atomic_folder(out) as scratch:
         save_run(scratch, trainer.model, reader, data.task)

@@ -339,21 +339,30 @@ def test_a_folder_belongs_to_one_process_at_a_time(run):
 
 
 def test_a_run_is_begun_only_where_nothing_of_others_lies(run, tmp_path):
-    """Again by its own stage, or where that was killed; not in another's run, not beside files of nobody's."""
+    """Again by its own stage, or where that was killed; not in another's run, not beside files of the user's."""
     begin_run(run, FIRST)
     with pytest.raises(UserError, match="holds another model, which stages/first.py began"):
         begin_run(run, "other/first.py")
     begin_run(tmp_path / "new", FIRST)
     assert (tmp_path / "new").is_dir()
-    for name in ("of-a-user", "killed", "in-mid-rename"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
-    (tmp_path / "killed" / "checkpoints").mkdir()
-    (tmp_path / "in-mid-rename" / ".tmp-a-lowbit").mkdir()
+    (tmp_path / "of-a-user").mkdir()
+    (tmp_path / "of-a-user" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="of-a-user holds config.json, which no stage recorded"):
         begin_run(tmp_path / "of-a-user", FIRST, "checkpoints")
-    begin_run(tmp_path / "killed", FIRST, "checkpoints")
-    begin_run(tmp_path / "in-mid-rename", FIRST, "checkpoints")
+    (tmp_path / "work" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="work/checkpoints is in the way"):
+        begin_run(tmp_path / "work", FIRST, "checkpoints")
+    for number in range(2):  # killed before anything was recorded, and begun again
+        begin_run(tmp_path / "killed", FIRST, "checkpoints")
+        (tmp_path / "killed" / "checkpoints").mkdir(exist_ok=True)
+        with atomic_folder(tmp_path / "killed") as scratch:
+            (scratch / "config.json").write_text(str(number))
+            publish(scratch)
+    assert (tmp_path / "killed" / "config.json").read_text() == "1"
+    with atomic_folder(tmp_path / "of-a-user") as scratch, pytest.raises(UserError, match="config.json is in the way"):
+        (scratch / "config.json").write_text("2")
+        publish(scratch)
+    assert (tmp_path / "of-a-user" / "config.json").read_text() == "{}"
 
 
 def test_manifest_tells_what_was_written_when_and_with_what(run):

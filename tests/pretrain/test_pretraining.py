@@ -15,6 +15,7 @@ from stage_runs import new_run, run_folder, run_stage_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.manifest import note
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import EXACT, SAME_LETTERS, SHARED_RUN, HeldOut
 from lowbit.pretrain.masking import mask_words, predicted_positions
@@ -79,7 +80,8 @@ def test_killed_run_goes_on_as_if_nothing_had_been(pretrained, corpus_folder, st
     """Killed in either phase and started again, it ends with the same weights, bit for bit."""
     run = new_run()
     folder = run_folder(run)
-    (folder / "tokens").mkdir(parents=True)
+    note(folder, {"tokens", "vocab.txt", "vocab.json"})
+    (folder / "tokens").mkdir()
     for name in ("vocab.txt", "vocab.json"):  # of equally frequent pieces, which one is taken differs by the run
         shutil.copy(pretrained / name, folder)
 
@@ -128,7 +130,8 @@ def test_vocabulary_of_other_settings_is_made_anew(pretrained, corpus_folder):
 def test_run_goes_on_from_an_earlier_one(pretrained, corpus_folder):
     """It has that one's pieces and weights: what it has learned is there after a step, and its record names it."""
     run = new_run()
-    (run_folder(run) / "tokens").mkdir(parents=True)  # as a kill leaves it after a vocabulary of its own
+    note(run_folder(run), {"tokens", "vocab.json"})
+    (run_folder(run) / "tokens").mkdir()  # as a kill leaves it after a vocabulary of its own
     (run_folder(run) / "vocab.json").write_text("{}")
     short = ("--general-steps", 0, "--domain-steps", 1, "--learning-rate", 1e-6)
     done = pretrain(run, corpus_folder, *short, "--start", pretrained.name, "--vocab-size",

@@ -11,14 +11,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 from conftest import SAMPLE, read_plain_rows
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, log_loss, matthews_corrcoef
 from stage_runs import ROOT, new_run, run_folder, run_stage_script
 
 from lowbit.data.task import read_task
-from lowbit.data.tokens import load_reader, pad
+from lowbit.data.tokens import load_reader, pad, same_tokens
 from lowbit.data.tsv import read_split
+from lowbit.distill import places
+from lowbit.distill.comparison import files_of
+from lowbit.pipeline.errors import UserError
 from lowbit.training.encoder import load_pretrained
 
 ROWS = 40
@@ -222,17 +225,28 @@ def test_the_report_and_a_second_measuring(pairs, data, tmp_path):
     flags = ("--run", pairs[1], "--tasks", "RTE", "--models", "teacher,student_4x312", "--data-dir", data,
              "--results", tmp_path, *QUICK)
     stage("quantization_experiments.py", *flags)
-    assert "measured before" in stage("quantization_experiments.py", *flags)
+    again = stage("quantization_experiments.py", *flags)
+    assert "measured before" in again and "student_4x312 ships nothing" in again
     assert f"holds what RUN {pairs[1]} measured" in refused(
         "generate_report.py", "--run", "another", "--tasks", "RTE", "--data-dir", data, "--results", tmp_path)
-    said = stage("generate_report.py", "--run", pairs[1], "--data-dir", data, "--results", tmp_path)
+    report = ("generate_report.py", "--run", pairs[1], "--data-dir", data, "--results", tmp_path)
+    (tmp_path / "RTE" / "report.html").write_text("mine")
+    assert "report.html is in the way" in refused(*report)
+    assert (tmp_path / "RTE" / "report.html").read_text() == "mine"
+    (tmp_path / "RTE" / "report.html").unlink()
+    said = stage(*report)
     page = (tmp_path / "RTE" / "report.html").read_text()
     assert "1 follows 2 of the teacher" in page and "ts_student_4x312/model.onnx" in page
     assert "src=\"http" not in page and "RTE: ship ts_" in said
+    assert "What making each file took" not in page
+    (tmp_path / "other" / "RTE" / "ts_teacher_bert").mkdir(parents=True)
+    (tmp_path / "other" / "RTE" / "ts_teacher_bert" / "model.onnx").write_text("mine")
+    assert "model.onnx is in the way" in refused("quantization_experiments.py", *flags, "--results", tmp_path / "other")
+    assert (tmp_path / "other" / "RTE" / "ts_teacher_bert" / "model.onnx").read_text() == "mine"
 
 
-def test_a_student_of_other_words_hears_what_the_teacher_says(pairs, data):
-    """The bundled encoder as START: logits alone can be compared."""
+def test_a_student_of_other_words_hears_what_the_teacher_says(pairs, data, tmp_path):
+    """The bundled encoder as START: logits alone can be compared; it is timed on words of its own."""
     sizes = json.loads((ROOT / "models/bert-mini-id/config.json").read_text())
     shape = ("--layers", sizes["num_hidden_layers"], "--hidden", sizes["hidden_size"], "--heads",
              sizes["num_attention_heads"], "--intermediate", sizes["intermediate_size"])
@@ -242,6 +256,12 @@ def test_a_student_of_other_words_hears_what_the_teacher_says(pairs, data):
     said = refused("distil.py", *pairs, "--student", "other", *TINY)
     assert "does not read the teacher's tokens, so that embedding, hidden, attention cannot be compared" in said
     stage("distil.py", *pairs, "--student", "other", "--losses", "logits,labels", *TINY)
+    models = ("--models", "teacher,student_other")
+    stage("export_to_onnx.py", *pairs[:4], *models)
+    stage("quantization_experiments.py", "--run", pairs[1], "--tasks", "RTE", *models, "--data-dir", data, "--results",
+          tmp_path, *QUICK)
+    found = json.loads((tmp_path / "RTE" / "results.json").read_text())["files"]
+    assert [found[f"ts_{name}/model.onnx"]["status"] for name in ("teacher_bert", "student_other")] == ["measured"] * 2
 
 
 @pytest.mark.parametrize("name, flags, words", [
@@ -286,6 +306,84 @@ def test_a_teacher_made_anew_is_another_one(pairs, data, tmp_path):
     manifest["stages"]["tinybert/export_to_onnx.py"]["reads"]["model.safetensors"] = digest
     (teacher / "manifest.json").write_text(json.dumps(manifest))
     assert "was distilled from another teacher" in refused(*measure)
+    distil = ("distil.py", "--run", run, *pairs[2:], *TINY)
+    assert "was cut out of another teacher" in refused(*distil)
+    assert "was distilled from another teacher" in refused(*distil, "--student", "next", "--from", "4x312")
+
+
+def test_a_model_folder_that_changed_is_another_teacher(data, tiny_model, tmp_path):
+    """MODEL_NAME is the same, its weights are not: fine-tuned again."""
+    shutil.copytree(tiny_model, tmp_path / "encoder")
+    flags = ("finetune_teacher.py", "--run", new_run(), "--task", "RTE", "--data-dir", data, "--model-name",
+             tmp_path / "encoder", *TINY)
+    stage(*flags)
+    assert "made before" in stage(*flags)
+    path = tmp_path / "encoder" / "model.safetensors"
+    save_file({key: tensor * 1.01 for key, tensor in load_file(path).items()}, path, {"format": "pt"})
+    assert "made before" not in stage(*flags)
+
+
+def test_epochs_of_inner_losses_alone_are_never_kept(pairs):
+    """However well their classifier, which nothing has trained yet, happens to answer; a name may end like a teacher's.
+    """
+    name = "my-teacher"
+    stage("make_student.py", *pairs, "--student", name, *SMALL, "--start", "random")
+    stage("distil.py", *pairs, "--student", name, "--losses", "hidden,logits", "--intermediate-epochs", 2, *TINY,
+          "--num-epochs", 3)
+    folder = run_folder(f"{pairs[1]}-RTE-student_{name}")
+    assert json.loads((folder / "training.json").read_text())["kept_epoch"] == 3
+    stage("export_to_onnx.py", *pairs[:4], "--models", f"student_{name}")
+    assert (folder / "model.onnx").exists()
+
+
+def written(folder, **stages) -> None:
+    """A manifest with these stages' settings and names of files."""
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"format": 2, "stages": {
+        stage: {"settings": settings, "reads": {}, "writes": {name: {"bytes": 0, "sha256": ""} for name in names}}
+        for stage, (settings, names) in stages.items()}}))
+
+
+def test_models_are_found_by_what_made_them(capsys):
+    """Brackets in a name, a student that was not trained to its end, one that was trained again as a file."""
+    run = f"{new_run()}[7]"
+    written(run_folder(f"{run}-RTE-teacher"), **{places.FINETUNE: ({"TASK": "RTE"}, ())})
+    written(run_folder(f"{run}-RTE-student_a"), **{
+        places.DISTIL: ({"TASK": "RTE", "QAT": "int4"}, ()), "tinybert/quantize.py": ({}, ["model_qat_int4.onnx"]),
+        "tinybert/quantize.py --methods dynamic": ({}, ["model_dynamic.onnx"])})
+    run_folder(f"{run}-RTE-student_begun").mkdir()
+    assert list(places.models_of(run, "RTE", "")) == ["teacher", "student_a"]
+    assert f"student_begun was not trained to its end: run `python tinybert/distil.py --run {run}" in (
+        capsys.readouterr().out)
+    with pytest.raises(UserError, match="was not trained to its end"):
+        places.models_of(run, "RTE", "student_begun")
+    assert files_of(run_folder(f"{run}-RTE-student_a")) == ["model.onnx", "model_qat_int4.onnx"]
+    with pytest.raises(UserError, match="holds a model of TASK RTE, and x-RTE of this RUN would have the same folder"):
+        places.refuse_other_task(run_folder(f"{run}-RTE-teacher"), places.FINETUNE, "x-RTE")
+
+
+def test_same_tokens_whatever_is_cut_and_padded(pairs):
+    """A tokenizer that was saved with truncation and padding, as many are, is the same."""
+    folder = run_folder(f"{pairs[1]}-RTE-teacher")
+    ours, other = load_reader(folder), load_reader(folder)
+    other.tokenizer.backend_tokenizer.enable_truncation(9)
+    other.tokenizer.backend_tokenizer.enable_padding(length=9)
+    assert same_tokens(ours, other)
+    other.tokenizer.add_tokens(["baru"])
+    assert not same_tokens(ours, other)
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"", "dev.tsv holds no rows"), (b"sentence\tlabel\n", "dev.tsv holds no rows"),
+    (b"sentence\tlabel\n\nbaik\t1\n\nburuk\n", "dev.tsv line 5 is not a whole row of 2 columns"),
+    (b"sentence\tlabel\nbaik\t1\n\xe9\t0\n", "dev.tsv line 3 is not UTF-8")])
+def test_files_that_are_not_glue_s(content, said, tmp_path):
+    """Each by its line, empty lines counted."""
+    (tmp_path / "SST-2").mkdir()
+    (tmp_path / "SST-2" / "train.tsv").write_text(glue_text("SST-2", 0), encoding="utf-8")
+    (tmp_path / "SST-2" / "dev.tsv").write_bytes(content)
+    done = run_stage_script("prepare_glue.py", "--source-dir", tmp_path, "--out-dir", tmp_path / "out", folder="data")
+    assert done.returncode == 2 and said in done.error
 
 
 def test_a_file_of_an_older_graph(pairs, data, tmp_path):

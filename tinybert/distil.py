@@ -138,6 +138,7 @@ def main(settings):
     check_names(RUN, TASK, STUDENT)
     losses = read_losses(LOSSES)
     check_settings(losses)
+    check(not set(FROM) & set("/\\,"), f"FROM is {FROM!r}; use the plain name of a student")
     check(FROM != STUDENT, f"FROM and STUDENT are both {STUDENT!r}: give the new student a name of its own")
     data, folder, flags = data_folder(DATA_DIR, TASK), teacher_dir(RUN, TASK), f"--run {RUN} --task {TASK}"
     teacher_file = made_by(FINETUNE, folder, flags, WEIGHTS, *RUN_FILES)[0]

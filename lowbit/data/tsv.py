@@ -9,6 +9,7 @@ from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import shown
 
 SPLITS = ("train", "valid", "test")
+LARGEST = 1e15  # of a number to be learned
 BAD_ROWS_SHOWN = 10
 BAD_ROW_LENGTH = 1000  # characters of a row that an error shows
 BOM = b"\xef\xbb\xbf"
@@ -36,6 +37,8 @@ def _read_answer(cell: str, ids: dict[str, int], task: Task) -> int | float:
             number = math.nan
         if not math.isfinite(number):
             raise ValueError(f"has {cell!r} instead of a number")
+        if abs(number) > LARGEST:
+            raise ValueError(f"has {cell!r}, a number beyond {LARGEST:g} whose square FP32 does not hold")
         return number
     if cell.casefold() not in ids:
         raise ValueError(f"has the unknown label {cell!r} (known: {', '.join(task.labels)})")

@@ -58,10 +58,12 @@ def write_results(folder: Path, stage: str, s: dict, found: dict, reads: list[Pa
 def read_results(folder: Path) -> dict:
     """The results of an experiment; raises UserError unless they are what a stage recorded last."""
     path = folder / RESULTS
-    written = [made["writes"].get(RESULTS, {}).get("sha256") for made in stages_of(folder).values()]
-    if not path.exists() or sha256(path) not in written:
+    makers = {made["writes"][RESULTS]["sha256"]: made for made in stages_of(folder).values()
+              if RESULTS in made["writes"]}
+    if not path.exists() or sha256(path) not in makers:
         state = "was changed since it was recorded in" if path.exists() else "is missing beside"
-        raise UserError(f"{shown(path)} {state} {shown(folder / MANIFEST)}: run `python ptq/run_ptq.py {folder.name}`")
+        again = next((made["command"] for made in makers.values()), f"python ptq/run_ptq.py {folder.name}")
+        raise UserError(f"{shown(path)} {state} {shown(folder / MANIFEST)}: run `{again}`")
     return read_results_file(path)
 
 

@@ -106,7 +106,8 @@ def test_pairs_are_read_by_header_or_by_order(tmp_path_factory, rows, header, sw
 @pytest.mark.parametrize(("line", "said"), [
     ("satu\tdua", "2 columns instead of a<TAB>b<TAB>label"), ("satu\t \t1", "empty text"),
     ("satu\tdua\ttiga", "'tiga' instead of a number"), ("satu\tdua\tnan", "'nan' instead of a number"),
-    ("satu\tdua\tinf", "'inf' instead of a number")])
+    ("satu\tdua\tinf", "'inf' instead of a number"),
+    ("satu\tdua\t1e300", "'1e300', a number beyond 1e+15")])
 def test_a_bad_row_of_numbers_is_named(tmp_path, line, said):
     """By its line and with what is wrong."""
     written(tmp_path, NUMBERS)

@@ -6,11 +6,11 @@ Next    any first stage with --data-dir OUT_DIR/<TASK>
 
 valid is a drawn tenth of GLUE's train, test is GLUE's dev: nothing may be chosen on it.
 """
-import codecs
 import json
 import random
 
 from lowbit.data.task import TASK_FILE, Task
+from lowbit.data.tsv import BOM, decoded
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import atomic_folder, move_up, resolve, shown
 from lowbit.pipeline.settings import check, chosen
@@ -42,23 +42,22 @@ def read_rows(path, columns: tuple, header: bool) -> list[str]:
     """Lines `text<TAB>answer` of one of GLUE's files; raises UserError, naming the line, for one of another form."""
     if not path.is_file():
         raise UserError(f"{shown(path)} is missing: SOURCE_DIR is the folder of GLUE's task folders")
-    lines = [line.removesuffix(b"\r") for line in path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")]
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_bytes().removeprefix(BOM).split(b"\n"), 1):
         try:
-            if line:
-                rows.append((number, line.decode().split("\t")))
-        except UnicodeDecodeError:
-            raise UserError(f"{shown(path)} line {number} is not UTF-8: convert the file") from None
+            if line.strip(b"\r"):
+                rows.append((number, decoded(line)))
+        except ValueError as error:
+            raise UserError(f"{shown(path)} line {number} {error}") from None
     check(len(rows) > header, f"{shown(path)} holds no rows")
     names = rows.pop(0)[1] if header else [*range(len(rows[0][1]))]
     absent = [name for name in columns if name not in names]
     check(not absent, f"{shown(path)} line 1 lacks the column {(absent or [''])[0]!r}: it is not GLUE's file")
     places = [names.index(name) for name in columns]
     for number, row in rows:
-        check(len(row) == len(names) and all(row[place].strip() for place in places),
+        check(len(row) == len(names) and all(row[place] for place in places),
               f"{shown(path)} line {number} is not a whole row of {len(names)} columns")
-    return ["\t".join(row[place].strip() for place in places) for _, row in rows]
+    return ["\t".join(row[place] for place in places) for _, row in rows]
 
 
 def main(settings):

@@ -18,7 +18,7 @@ Text = str | tuple[str, ...]  # one text of a row, or the two of a pair
 Answers = list[int] | list[float]  # label ids, or numbers
 
 
-def _decoded(line: bytes) -> list[str]:
+def decoded(line: bytes) -> list[str]:
     """The cells of a line; raises ValueError with what is wrong."""
     if b"\0" in line:
         raise ValueError("holds a NUL byte")
@@ -48,7 +48,7 @@ def _read_answer(cell: str, ids: dict[str, int], task: Task) -> int | float:
 def _header(line: bytes, task: Task) -> list[str] | None:
     """The column names of a first line that names every column of the task, lower-cased; None for a row."""
     try:
-        cells = [cell.casefold() for cell in _decoded(line)]
+        cells = [cell.casefold() for cell in decoded(line)]
     except ValueError:
         return None
     return cells if {name.casefold() for name in (*task.texts, task.answer)} <= set(cells) else None
@@ -81,7 +81,7 @@ def read_tsv(path: Path, task: Task = SENTIMENT) -> tuple[list[Text], Answers]:
     answers, bad = [], []
     for number, line in enumerate(lines[bool(header):], 1 + bool(header)):
         try:
-            cells = _decoded(line)
+            cells = decoded(line)
             if len(cells) != width:
                 raise ValueError(f"has {len(cells)} column{'s' * (len(cells) > 1)} instead of "
                                  + (f"the {width} of the header" if header else wanted))

@@ -51,7 +51,7 @@ def shortest(texts: list[Text], reader) -> Text:
 def layer_figure(teacher: list[np.ndarray], student: list[np.ndarray], tokens: list[str],
                  layer_map: list[int]) -> Figure:
     """Each layer of the student below the one that it follows; layers that none follows are named in grey."""
-    figure = Figure(figsize=(1.9 * len(layer_map) + 1, 4.9), layout="constrained")
+    figure = Figure(figsize=(1.9 * len(layer_map) + 1, 5.4), layout="constrained")
     axes = figure.subplots(2, len(layer_map), squeeze=False)
     for column, number in enumerate(layer_map):
         for row, (layers, place, who) in enumerate(((teacher, number - 1, "teacher"), (student, column, "student"))):
@@ -77,10 +77,9 @@ def layer_picture(name: str, teacher: Path, student: Path, layer_map: list[int],
     """What the page shows of one student: (name, caption, light, dark)."""
     theirs, tokens = attention_of(teacher, True, text)
     ours, _ = attention_of(student, True, text)
-    shown = len(tokens) if len(tokens) <= MOST_TOKENS else MOST_TOKENS
-    theirs, ours = ([layer[:shown, :shown] for layer in layers] for layers in (theirs, ours))
-    part = "" if shown == len(tokens) else f", its first {shown} tokens"
-    tokens = tokens[:shown]
+    theirs, ours = ([layer[:MOST_TOKENS, :MOST_TOKENS] for layer in layers] for layers in (theirs, ours))
+    part = f", its first {MOST_TOKENS} tokens" if len(tokens) > MOST_TOKENS else ""
+    tokens = tokens[:MOST_TOKENS]
     depth = len(theirs)
     unused = ", ".join(str(number) for number in range(1, depth + 1) if number not in layer_map)
     followed = ", ".join(f"{m} follows {g}" for m, g in enumerate(layer_map, 1))

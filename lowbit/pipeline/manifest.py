@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -63,10 +64,11 @@ def begin_run(folder: Path, stage: str, *leaves: str) -> None:
     `leaves` are names in it that `stage` works with until it is finished: the user's own are refused.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stages = stages_of(folder)
+    manifest = read_manifest(folder)
+    stages = manifest["stages"]
     if stage not in stages:
         held = sorted(path.name for path in folder.iterdir() if path.suffix in MODEL_FILES)
-        held = [name for name in held if name not in {MANIFEST, *_ours(folder)}]
+        held = [name for name in held if name not in {MANIFEST, *_ours(manifest)}]
         if stages:
             raise UserError(f"{shown(folder)} holds another model, which {next(iter(stages))} began: choose a new name "
                             "for RUN")
@@ -78,9 +80,8 @@ def begin_run(folder: Path, stage: str, *leaves: str) -> None:
         note(folder, set(leaves))
 
 
-def _ours(folder: Path) -> set[str]:
-    """Names in a folder that stages wrote, or had begun to write."""
-    manifest = read_manifest(folder)
+def _ours(manifest: dict) -> set[str]:
+    """Names in its folder that stages wrote, or had begun to write."""
     return {*manifest.get("published", []), *(name for made in manifest["stages"].values() for name in made["writes"])}
 
 
@@ -90,13 +91,13 @@ def note(folder: Path, names: set[str]) -> None:
     Raises UserError for one that is there already and is not: it is the user's. What a killed stage had begun to write
     is known by its note.
     """
-    new = names - _ours(folder)
+    manifest = read_manifest(folder)
+    new = names - _ours(manifest)
     for name in sorted(new):
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):  # a link to nowhere too
             raise UserError(f"{shown(folder / name)} is in the way: no stage wrote it, so it is not replaced; move it "
                             "to another folder, then run the same command again")
     if new:
-        manifest = read_manifest(folder)
         write_json(folder / MANIFEST, manifest | {"published": sorted({*manifest.get("published", []), *new})})
 
 

@@ -24,8 +24,7 @@ def reference_of(results: dict) -> str:
 def eligible(results: dict) -> dict[str, dict]:
     """The low-bit files that ran and were not seen to lose more than MAX_DROP: no other is ever advised."""
     return {name: row for name, row in measured_files(results).items()
-            if name != reference_of(results) and row.get("recipe", {}).get("kind") != "fp32"
-            and judge(row, results["max_drop"]) != TOO_MUCH}
+            if row["recipe"]["kind"] != "fp32" and judge(row, results["max_drop"]) != TOO_MUCH}
 
 
 def moved(row: dict) -> tuple[float, float]:

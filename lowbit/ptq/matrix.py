@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lowbit.data.task import Task
-from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES
+from lowbit.data.tokens import PREPROCESSING, TOKENIZER_FILES, TextReader, load_reader
 from lowbit.graph.census import census, linear_bytes
 from lowbit.measure.evaluate import batch_dependence, record_of
 from lowbit.measure.evaluate import check_settings as check_evaluation
@@ -74,7 +74,7 @@ def measure(candidates: list[Candidate], experiment: Experiment, data: dict, tas
     it. Raises RuntimeError if FP32 itself cannot be measured.
     """
     base = candidates[0]
-    s = s | {"TOKENS": min(s["TOKENS"], *(c.reader.max_length for c in candidates if c is base or c.path))}
+    s = s | {"TOKENS": min([s["TOKENS"], *(reader.max_length for reader in readers_of(candidates).values())])}
     marks = fingerprints(candidates, data, s)
     scored = score_all(candidates, marks, data, task, s, unfinished)
     rounds = [] if base.reason else time_all([c for c in candidates if not c.reason], marks, s, unfinished)
@@ -99,6 +99,11 @@ def measure(candidates: list[Candidate], experiment: Experiment, data: dict, tas
             "task": task.as_json(), "protocol": protocol, "max_drop": s["MAX_DROP"], "fp32_sha256": sha256(base.path),
             "circumstances": digest(data, task.as_json(), protocol, s["MAX_DROP"], versions(), machine()),
             "machine": machine(), "versions": versions(), "files": records}
+
+
+def readers_of(candidates: list[Candidate]) -> dict[Path, TextReader]:
+    """How each run that has a file here reads texts, by its folder."""
+    return {folder: load_reader(folder) for folder in dict.fromkeys(c.folder for c in candidates if c.path)}
 
 
 def shape_of(s: dict) -> str:
@@ -143,8 +148,8 @@ def score_all(candidates: list[Candidate], marks: dict, data: dict, task: Task, 
 
 def time_all(candidates: list[Candidate], marks: dict, s: dict, unfinished: Path) -> list[dict]:
     """ROUNDS times take_turns(); a file that fails in one gets its `reason`."""
-    inputs = {candidate.method: random_inputs(len(candidate.reader.tokenizer), s["BATCH_SIZE"], s["TOKENS"], s["RUNS"],
-                                              candidate.reader.inputs) for candidate in candidates}
+    inputs = {folder: random_inputs(len(reader.tokenizer), s["BATCH_SIZE"], s["TOKENS"], s["RUNS"], reader.inputs)
+              for folder, reader in readers_of(candidates).items()}
     fingerprint = digest({candidate.method: marks[candidate.method] for candidate in candidates})
     rounds = []
     for number in range(1, s["ROUNDS"] + 1):
@@ -157,7 +162,7 @@ def time_all(candidates: list[Candidate], marks: dict, s: dict, unfinished: Path
             turns = {}
             for candidate in order:
                 turns |= take_turns({candidate.method: (candidate.path, "onnxruntime")},
-                                    {shape_of(s): inputs[candidate.method]}, s["PROVIDER"], s["THREADS"],
+                                    {shape_of(s): inputs[candidate.folder]}, s["PROVIDER"], s["THREADS"],
                                     s.get("WARMUP", WARMUP))
             if not any("error" in turn for turn in turns.values()):
                 write_json(path, {"fingerprint": fingerprint, "value": turns})

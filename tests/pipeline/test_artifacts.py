@@ -262,6 +262,10 @@ def test_a_file_that_no_stage_wrote_is_not_replaced(run, name):
     assert (run / MANIFEST).read_bytes() == before
     assert leftovers(run) == []
     (run / name).unlink()
+    (run / "two.onnx").symlink_to(run / "on-a-disk-that-is-not-there.onnx")
+    with pytest.raises(UserError, match="two.onnx is in the way"):
+        write_stage(run, SECOND, {"aaa.bin": b"new", "two.onnx": b"new"}, ["one.bin"])
+    (run / "two.onnx").unlink()
     write_stage(run, SECOND, {"aaa.bin": b"new", "two.onnx": b"new"}, ["one.bin"])
     assert recorded(run, SECOND, "two.onnx") == [run / "two.onnx"]
 

@@ -384,7 +384,8 @@ def test_a_users_mistake_is_one_sentence(name, flags, said, baseline, small_data
 
 def row(size: float, ms: float, lost: float, spread: float = 0.5, flips: int = 0, **more) -> dict:
     """A measured row as far as advice reads it: `lost` points, give or take `spread`."""
-    return {"status": MEASURED, "accuracy": 0.9, "model_size": size, "median_ms": ms, "speedup": 10 / ms,
+    return {"status": MEASURED, "recipe": {"kind": "dynamic"}, "accuracy": 0.9,
+            "model_size": size, "median_ms": ms, "speedup": 10 / ms,
             "compression": 100 / size, "memory_saving": 0.5, "points_lost": {"valid": lost, "test": lost},
             "loss": {"points": lost, "low": lost - spread, "high": lost + spread, "texts": 500},
             "all_against_fp32": {"flips": flips, "median_logit_difference": 0.0}, **more}
@@ -392,7 +393,8 @@ def row(size: float, ms: float, lost: float, spread: float = 0.5, flips: int = 0
 
 def results_of(**rows) -> dict:
     """Results of an experiment with FP32 and `rows`."""
-    return {"max_drop": 1.0, "task": SENTIMENT.as_json(), "files": {"fp32": row(100, 10, 0), **rows}}
+    return {"max_drop": 1.0, "task": SENTIMENT.as_json(), "files": {
+        "fp32": row(100, 10, 0, recipe={"kind": "fp32"}), **rows}}
 
 
 def test_a_method_that_loses_too_much_is_never_advised():

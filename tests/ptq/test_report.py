@@ -42,7 +42,8 @@ def results_of(name: str, folder) -> dict:
         records[method] = record_of(files[method], outputs, right, data, SENTIMENT, turns[method], turns["fp32"],
                                     ["1x128"], files["fp32"])
         records[method] |= {
-            "recipe": {}, "making": {"seconds": 1.0, "peak_memory_mb": 100.0} if number else {},
+            "recipe": {"kind": "dynamic" if number else "fp32"},
+            "making": {"seconds": 1.0, "peak_memory_mb": 100.0} if number else {},
             "census": {kind: {"integer": number, "float": 2} for kind in ("linear", "attention", "embedding")},
             "linear_weights_mb": 10.0,
             "batch_dependence": {"texts": 100, "batch_size": 16, "flips": 1, "max_logit_difference": 0.1}}

@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from lowbit.data.tokens import Row, pad
 from lowbit.graph.export import largest_difference
-from lowbit.graph.names import FUSED_PRODUCT, LOOK_UP, QUANTIZED_TABLE, module_of, operand_of, parameter_of
+from lowbit.graph.names import FUSED_PRODUCT, LAYOUT, LOOK_UP, QUANTIZED_TABLE, module_of, operand_of, parameter_of
 
 # what packed weights, and the tables that they are looked up in, are made by
 UNPACKING = {"Cast", "Gather", "Reshape", "Slice", "Range", "Mod", "Div", "Concat"}
@@ -101,6 +101,8 @@ def stored_tensors(path: Path) -> dict[str, np.ndarray]:
             dequantized(f"{module}.weight", node)
         elif node.op_type == "MatMul":
             for operand in node.input:
+                while operand in maker and maker[operand].op_type in LAYOUT:
+                    operand = maker[operand].input[0]
                 dequantized(f"{module}.{operand_of(operand)}", maker.get(operand))
     return found
 

@@ -7,6 +7,7 @@ PARAMETER = "model."  # and this before a parameter that no operator changed: mo
 LOOK_UP = "levels_of_a_byte"  # start of the constants that packed weights are looked up in, one a number of bits
 DEQUANTIZED = "/dequantized"  # end of the name of a tensor behind a Q/DQ pair
 RUNTIME_DOMAIN = "com.microsoft"  # of the operators that ONNX Runtime alone has
+LAYOUT = ("Transpose", "Reshape")  # operators that only lay numbers out anew
 FUSED_PRODUCT = "MatMulIntegerToFloat"  # one of these: product of integers, both scales, bias
 QUANTIZED_TABLE = "_quantized"  # ONNX Runtime's dynamic quantizer ends an integer initializer's name so
 

@@ -1,5 +1,6 @@
 """Nodes and constants of an ONNX graph in the making, and the Q/DQ pair of an activation."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,9 +8,21 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from lowbit.graph.names import FUSED_PRODUCT, RUNTIME_DOMAIN, dequantized, module_of
+from lowbit.graph.names import FUSED_PRODUCT, LAYOUT, RUNTIME_DOMAIN, dequantized, module_of
 from lowbit.pipeline.errors import UserError
 from lowbit.training.lsq import ActivationQuantizer
+
+# axes of a key [text, token, head, channel] in its transposition, and of the two steps that make the same
+KEY_TRANSPOSED, HEADS_FIRST, LAST_SWAPPED = [0, 2, 3, 1], [0, 2, 1, 3], [0, 1, 3, 2]
+
+
+def split_transposition(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A key's transposition in two steps, heads first: OpenVINO's attention takes the second in. Others as they are."""
+    if node.op_type != "Transpose" or list(node.attribute[0].ints) != KEY_TRANSPOSED:
+        return [node]
+    heads = f"{node.output[0]}/heads"
+    return [helper.make_node("Transpose", node.input, [heads], name=f"{node.name}/heads", perm=HEADS_FIRST),
+            helper.make_node("Transpose", [heads], node.output, name=node.name, perm=LAST_SWAPPED)]
 
 
 @dataclass
@@ -19,6 +32,7 @@ class GraphWriter:
     nodes: list = field(default_factory=list)
     constants: list = field(default_factory=list)
     quantized: dict = field(default_factory=dict)  # tensors whose integers several layers take
+    uses: Counter = field(default_factory=Counter)  # of each tensor of the exported graph
 
     def constant(self, name: str, value: np.ndarray) -> str:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
@@ -29,11 +43,33 @@ class GraphWriter:
         return output
 
     def activation(self, x: str, path: str, quantizer: ActivationQuantizer) -> str:
-        """A Q/DQ pair of its own for tensor x; returns the dequantized tensor."""
+        """A Q/DQ pair of its own for tensor x; returns x's values after it.
+
+        It stands ahead of what only splits or joins attention's heads: that moves bytes then, and OpenVINO rounds in
+        the kernel that made the numbers.
+        """
+        layout = self.take_layout(x)
         scaling = [self.constant(f"{path}/scale", quantizer.scale.detach().numpy()),
                    self.constant(f"{path}/zero_point", quantizer.zero_point.numpy())]
-        integers = self.node("QuantizeLinear", [x, *scaling], f"{path}/quantized", f"{path}/QuantizeLinear")
-        return self.node("DequantizeLinear", [integers, *scaling], dequantized(path), f"{path}/DequantizeLinear")
+        source = layout[0].input[0] if layout else x
+        integers = self.node("QuantizeLinear", [source, *scaling], f"{path}/quantized", f"{path}/QuantizeLinear")
+        values = self.node("DequantizeLinear", [integers, *scaling], dequantized(path), f"{path}/DequantizeLinear")
+        if not layout:
+            return values
+        layout[0].input[0] = values
+        self.nodes.extend(layout)
+        return x
+
+    def take_layout(self, x: str) -> list[onnx.NodeProto]:
+        """Take out the operators that end in x and only lay numbers out anew, in order; none that others read."""
+        taken: list[onnx.NodeProto] = []
+        while (made := next((node for node in reversed(self.nodes) if x in node.output), None)) is not None:
+            if made.op_type not in LAYOUT or self.uses[x] > 1:
+                break
+            self.nodes.remove(made)
+            taken[:0] = split_transposition(made)
+            x = made.input[0]
+        return taken
 
     def product(self, node: onnx.NodeProto, path: str, quantizers) -> None:
         """One of attention's two products, of activations."""
@@ -104,6 +140,7 @@ class GraphWriter:
         several places, as ALBERT's are: the others would stay on floats.
         """
         wanted = {name for name, module in modules.items() if hasattr(module, "stored")}
+        self.uses = Counter(name for node in exported.graph.node for name in node.input)
         written = set()  # weights that are stored anew
         for node in exported.graph.node:
             name, path = module_of(node), node.name.rpartition("/")[0]

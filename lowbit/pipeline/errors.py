@@ -14,6 +14,8 @@ OS_SENTENCES = {
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
     errno.ENOTDIR: "a folder of that path is a file",
+    errno.EEXIST: "a file of that name is in the way",
+    errno.EISDIR: "a folder of that name is in the way",
     errno.ENAMETOOLONG: "the name is longer than this file system takes",
     errno.EIO: "the disk or stream fails",
     errno.EFBIG: "the file is larger than this system lets it be",

@@ -15,6 +15,8 @@ from lowbit.graph.simplify import store_shapes
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 64, "initializer_range": 0.2, "num_labels": 3}
 
+SAME = 1e-4  # logits; processors sum in other orders (ConvBERT's on an AMD EPYC: 1.4e-5), a wrong mask moves them by 1e-2
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -40,12 +42,12 @@ def made(tmp_path_factory):
                                     "modernbert", "convbert", "layoutlm", "mpnet"])
 def test_logits_are_those_of_the_model(made, family):
     """Other shapes than the traced ones, with padding; some take no ready-made mask, or look around themselves only."""
-    assert largest_difference(*made(family)) < 1e-5
+    assert largest_difference(*made(family)) < SAME
 
 
 def test_types_of_a_pair_stay_an_input(made):
     model, path = made("bert", (*INPUT_NAMES, PAIR_INPUT))
-    assert largest_difference(model, path) < 1e-5
+    assert largest_difference(model, path) < SAME
     assert [given.name for given in onnx.load(path).graph.input] == [*INPUT_NAMES, PAIR_INPUT]
 
 

@@ -1,5 +1,6 @@
 """The four stages by path on a two-layer model: from a fine-tuned start to a report, refusals, kills, packing."""
 
+import importlib.util
 import json
 import shutil
 
@@ -248,6 +249,7 @@ def test_benchmark_tells_what_it_has(run_two, finetuned, small_data):
             path.write_bytes(kept[path]) if path in kept else path.unlink(missing_ok=True)
         shutil.rmtree(run_folder(f"{prefix}w2t4-902"))
     timed = {"FP32", "INT8", "MatMulNBits RTN", "MatMulNBits HQQ", "w2t4 QAT"}
+    timed |= {"NNCF 4 bits, OpenVINO"} if importlib.util.find_spec("nncf") else set()
     assert set(found["latency"]["16x64"]) == timed
     assert set(found["files"]) == timed | {"w2t4 rounded", "w2t4 GPTQ"}
     assert found["files"]["w2t4 QAT"]["seeds"] == [902]

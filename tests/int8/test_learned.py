@@ -320,10 +320,18 @@ def test_scales_of_the_file_are_the_trained_ones(variant_folder, name):
     assert len(used) == INPUTS_OF_A_RUN + (0 if name == "float attention" else 2 * ATTENTION_PRODUCTS)
 
 
+def behind_layout(maker, tensor):
+    """What made a tensor, ahead of what only lays its numbers out anew."""
+    while (node := maker.get(tensor)) is not None and node.op_type in ("Transpose", "Reshape"):
+        tensor = node.input[0]
+    return node
+
+
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "uint8"])
 def test_graph_follows_the_rules_of_explicit_quantization(variant_folder, name):
     """TensorRT's rules: both inputs of each MatMul dequantized, each pair of one scale, zero points 0, int8 weights.
 
+    Between a pair and its product are transpositions and reshapes at most, which move integers as they move floats.
     Scales are positive scalars, or one an output channel of a weight, along the axis that is not summed over.
     """
     folder = variant_folder(name)
@@ -332,7 +340,7 @@ def test_graph_follows_the_rules_of_explicit_quantization(variant_folder, name):
     assert len(products) == LINEAR_LAYERS + ATTENTION_PRODUCTS
     dequantized = 0
     for node in products:
-        sources = [maker.get(tensor) for tensor in node.input]
+        sources = [behind_layout(maker, tensor) for tensor in node.input]
         if not all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
             assert name == "float attention"
             assert not set(node.input) & set(values), f"{node.name} takes a float weight"
@@ -359,6 +367,17 @@ def test_graph_follows_the_rules_of_explicit_quantization(variant_folder, name):
         if node.op_type == "Gather" and node.input[0] in values and values[node.input[0]].ndim == 2:
             assert values[node.input[0]].dtype == (np.float32 if name == "float tables" else np.int8)
     onnx.checker.check_model(str(folder / "model_qat_int8.onnx"), full_check=True)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("uint8", "float attention")])
+def test_pairs_stand_ahead_of_splitting_and_joining_heads(variant_folder, name):
+    """Then bytes are moved and not floats; of a key's transposition OpenVINO's attention takes in the second step."""
+    graph, _, maker = file_of(variant_folder(name))
+    sources = [maker[node.input[0]].op_type for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert sources.count("Transpose") == sources.count("Reshape") == 0
+    steps = [list(node.attribute[0].ints) for node in graph.node if node.op_type == "Transpose"]
+    layers = ATTENTION_PRODUCTS // 2
+    assert sorted(steps) == sorted(layers * [[0, 1, 3, 2]] + 4 * layers * [[0, 2, 1, 3]])
 
 
 def test_uint8_file_has_product_scales_and_bias_in_one_operator(variant_folder):

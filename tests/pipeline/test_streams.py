@@ -1,4 +1,4 @@
-"""What a stage does when standard input, output or error is closed, full or unread: no traceback, status 2 at most."""
+"""A stage whose standard streams are closed, full or unread, or whose places are taken: no traceback, status 2."""
 
 import subprocess
 import sys
@@ -7,6 +7,8 @@ import pytest
 from stage_runs import ROOT
 
 SCRIPT = '''"""Stage 1 of 1: print and write a file."""
+from pathlib import Path
+
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.stage import run_stage
 
@@ -16,7 +18,8 @@ FAIL = False                   # end in a sentence
 
 
 def main(settings):
-    with open("made.txt", "w") as file:
+    Path("made").mkdir(exist_ok=True)
+    with open("made/made.txt", "w") as file:
         for number in range(2000):
             print("line", number, "." * 100, flush=True)  # more than a pipe holds
             file.write("x")
@@ -46,4 +49,21 @@ def test_streams_that_are_closed_full_or_unread(tmp_path, streams, flags):
         assert said in done.stderr
         assert done.stderr.count("error: ") == (status == 2)
     if streams not in SENTENCES:
-        assert (tmp_path / "made.txt").read_text() == "x" * 2000
+        assert (tmp_path / "made/made.txt").read_text() == "x" * 2000
+
+
+@pytest.mark.parametrize(("taken", "said"), [("made", "a file of that name is in the way"),
+                                             ("made/made.txt/x", "a folder of that name is in the way")])
+def test_places_that_are_taken(tmp_path, taken, said):
+    """A file where a folder is to be made, or a folder where a file is to be written: a sentence with its name."""
+    place = tmp_path / taken
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("mine")
+    (tmp_path / "show.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, "show.py"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True,
+                          text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr
+    assert "made" in done.stderr
+    assert place.read_text() == "mine"

@@ -15,7 +15,7 @@ from lowbit.graph.simplify import store_shapes
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 64, "initializer_range": 0.2, "num_labels": 3}
 
-SAME = 1e-4  # logits; processors sum in other orders (ConvBERT's on an AMD EPYC: 1.4e-5), a wrong mask moves them by 1e-2
+SAME = 1e-4  # logits: processors sum in other orders, ConvBERT on an AMD EPYC by 1.4e-5
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def main(settings):
     with atomic_folder(folder) as scratch:
         path = scratch / INT8
         if learned:
-            save_onnx(quantize(onnx.load(folder / ONNX), model), path)
+            save_onnx(quantize(onnx.load(folder / ONNX), model, TARGET), path)
         else:
             logging.getLogger().setLevel(logging.ERROR)  # it recommends a pre-processing that gains nothing here
             # given the graph, not its path: for a path it writes a second file beside the first

@@ -33,6 +33,7 @@ class GraphWriter:
     constants: list = field(default_factory=list)
     quantized: dict = field(default_factory=dict)  # tensors whose integers several layers take
     uses: Counter = field(default_factory=Counter)  # of each tensor of the exported graph
+    pairs_at_products: bool = False  # no transposition or reshape between a Q/DQ pair and its product
 
     def constant(self, name: str, value: np.ndarray) -> str:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
@@ -45,10 +46,10 @@ class GraphWriter:
     def activation(self, x: str, path: str, quantizer: ActivationQuantizer) -> str:
         """A Q/DQ pair of its own for tensor x; returns x's values after it.
 
-        It stands ahead of what only splits or joins attention's heads: that moves bytes then, and OpenVINO rounds in
-        the kernel that made the numbers.
+        It stands ahead of what only splits or joins attention's heads, unless pairs_at_products: that moves bytes then,
+        and OpenVINO rounds in the kernel that made the numbers.
         """
-        layout = self.take_layout(x)
+        layout = [] if self.pairs_at_products else self.take_layout(x)
         scaling = [self.constant(f"{path}/scale", quantizer.scale.detach().numpy()),
                    self.constant(f"{path}/zero_point", quantizer.zero_point.numpy())]
         source = layout[0].input[0] if layout else x

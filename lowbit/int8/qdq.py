@@ -42,10 +42,12 @@ class _Writer(GraphWriter):
         self.node("DequantizeLinear", [rows, *scaling], node.output[0], f"{path}/DequantizeLinear")
 
 
-def quantize(exported: onnx.ModelProto, model) -> onnx.ModelProto:
+def quantize(exported: onnx.ModelProto, model, target: str = "openvino") -> onnx.ModelProto:
     """The Q/DQ form of an exported FP32 graph; `model` is the simulation on the CPU (learned.simulate, weights loaded).
+
+    For `target` tensorrt each pair stands right at its product; the other runtimes look through transpositions.
 
     Scales, zero points and integers are the simulation's own tensors. Raises RuntimeError if a part of the simulation
     has no place in the graph.
     """
-    return _Writer().rewrite(exported, dict(model.named_modules()))
+    return _Writer(pairs_at_products=target == "tensorrt").rewrite(exported, dict(model.named_modules()))

@@ -15,7 +15,8 @@ from lowbit.graph.simplify import store_shapes
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 64, "initializer_range": 0.2, "num_labels": 3}
 
-SAME = 1e-4  # logits: processors sum in other orders, ConvBERT on an AMD EPYC by 1.4e-5
+SAME = 1e-5  # of logits
+OTHER_SUMS = {"convbert": 5e-5}  # convolutions sum in other orders: 1.4e-5 on an AMD EPYC
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def made(tmp_path_factory):
                                     "modernbert", "convbert", "layoutlm", "mpnet"])
 def test_logits_are_those_of_the_model(made, family):
     """Other shapes than the traced ones, with padding; some take no ready-made mask, or look around themselves only."""
-    assert largest_difference(*made(family)) < SAME
+    assert largest_difference(*made(family)) < OTHER_SUMS.get(family, SAME)
 
 
 def test_types_of_a_pair_stay_an_input(made):

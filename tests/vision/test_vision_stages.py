@@ -79,7 +79,8 @@ def test_results_hold_every_file_of_each_runtime(finished):
             assert 0 <= row["accuracy"] <= 1
             agreement = row["all_against_simulation"]
             assert agreement["divergence"] <= 0.01, (name, agreement)
-            assert agreement["same_label"] >= 0.9, name  # one pass over few pictures: ties part (0.9375 seen)
+            undecided = name == "qat_int8"  # after one pass over few pictures ties part: 0.9375 on an AMD EPYC
+            assert agreement["same_label"] >= (0.9 if undecided else 0.95), name
             assert row["census"]["integer"] == (0 if name in ("fp32", "control") else 20 - name.startswith("mixed"))
         assert found["files"]["fp32"]["against_fp32"]["flips"] == 0
     assert {"lost", "won", "mcnemar_p"} <= held["openvino"]["files"]["qat_int8"]["against_control"].keys()

@@ -1,13 +1,15 @@
 """Stage 3 of 4: teach the small encoder what the teachers say of labelled and unlabelled texts, several seeds.
 
 Reads   models/<STUDENT>/                   pretrain_bert_mini_id.py
-        models/<teacher>/ for TEACHERS      train_teachers.py; or this script, for students can teach students
+        models/<teacher>/ for TEACHERS      train_teachers.py, pack_bert_mini_id.py; or this: students can teach
         models/<CHECKED>/                   train_teachers.py
         CORPUS_DIRS/*.txt.gz, DATA_DIR      unlabelled texts; valid and test, which are left out of them
 Writes  models/<RUN>-<seed>/                what every training stage writes
         models/<RUN>-judged/                the teachers' words, kept for the next run
 Next    pack_bert_mini_id.py
 """
+from pathlib import Path
+
 from transformers import AutoConfig, AutoTokenizer
 
 from lowbit.data.task import SENTIMENT
@@ -20,7 +22,7 @@ from lowbit.pipeline.settings import check, whole_numbers
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out
-from lowbit.pretrain.runs import kept_epoch, made_by, score_lines
+from lowbit.pretrain.runs import is_packed, kept_epoch, made_by, score_lines
 from lowbit.pretrain.unlabelled import chosen_texts, judge, taught_of
 from lowbit.training.fine_tune import autocast_dtype, fine_tune
 from lowbit.training.weights import WEIGHTS
@@ -54,10 +56,17 @@ STAGE, TEACH = "pretrain/distill_bert_mini_id.py", "pretrain/train_teachers.py"
 STUDENT_WEIGHTS = "model.safetensors"
 
 
+def weights_of(teacher: Path) -> Path:
+    """The weights of one of TEACHERS; raises UserError if no script of pretrain/ made any there."""
+    if is_packed(teacher):
+        return teacher / STUDENT_WEIGHTS
+    return made_by(STAGE if STAGE in stages_of(teacher) else TEACH, teacher, "TEACHERS", WEIGHTS)[0]
+
+
 def teach(student) -> Taught:
     """What is learned, with the student's token rows of unlabelled texts."""
     runs = [run_dir(name.strip()) for name in TEACHERS.split(",")]
-    weights_of = [made_by(STAGE if STAGE in stages_of(run) else TEACH, run, "TEACHERS", WEIGHTS)[0] for run in runs]
+    weights = [weights_of(run) for run in runs]
     made_by(TEACH, run_dir(CHECKED), "CHECKED", "train.tsv", "valid.tsv", "test.tsv")
     labelled = read_split(run_dir(CHECKED), "train")[0]
     corpus = Corpus(CORPUS_DIRS, held_out(resolve(DATA_DIR)))
@@ -66,7 +75,7 @@ def teach(student) -> Taught:
     folder = run_dir(f"{RUN}-judged")
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder)
-    logits, vectors = judge(runs, weights_of, labelled + texts, folder)
+    logits, vectors = judge(runs, weights, labelled + texts, folder)
     taught, kept = taught_of(logits, vectors, len(labelled), KEEP, AutoConfig.from_pretrained(student).hidden_size)
     reader = TextReader(AutoTokenizer.from_pretrained(student), CLEANING, MAX_LENGTH)
     taught.unlabelled_rows = reader.rows([texts[i - len(labelled)] for i in kept])

@@ -18,10 +18,10 @@ from lowbit.graph.agreement import simulated_logits
 from lowbit.measure.score import score
 from lowbit.pipeline.files import SCRATCH, atomic_folder, claim, move_up, resolve, run_dir, shown, write_json
 from lowbit.pipeline.machine import machine, versions
-from lowbit.pipeline.manifest import MANIFEST, stages_of
+from lowbit.pipeline.manifest import stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
-from lowbit.pretrain.runs import made_by
+from lowbit.pretrain.runs import is_packed, made_by
 from lowbit.training.encoder import load_pretrained, load_run, save_run
 from lowbit.training.weights import WEIGHTS
 
@@ -75,8 +75,7 @@ def present_score(out: Path) -> float:
     """Macro-F1 on valid of the model that lies in `out`; below 0 if there is none. Raises UserError for other files."""
     if set(out.glob("*")) == set(out.glob("*".join(SCRATCH))):  # nothing, or what a kill left
         return -1.0
-    check((out / RESULTS).exists() and (out / "model.safetensors").exists() and not (out / MANIFEST).exists(),
-          f"OUT_DIR {shown(out)} holds something else than a packed model: name a new folder")
+    check(is_packed(out), f"OUT_DIR {shown(out)} holds something else than a packed model: name a new folder")
     found = score_split(*load_packed(out), "valid")["macro_f1"]
     print(f"  {shown(out):28} valid macro-F1 {found:.4f}", flush=True)
     return found

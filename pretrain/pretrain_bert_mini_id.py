@@ -3,7 +3,7 @@
 Reads   CORPUS_DIRS/*.txt.gz                one document a line (pretrain/README.md names sources and licences)
         DATA_DIR/{valid,test}.tsv           whose texts, and texts that share 10 words in a row, are left out
         models/<WORD_VECTORS_OF>/           the encoder whose word vectors the embeddings start from
-        models/<START>/                     an earlier run to go on from, where one is named
+        models/<START>/                     an earlier run or packed model to go on from, where one is named
 Writes  models/<RUN>/                       model.safetensors, config.json, tokenizer files, pretraining.json
 Next    train_teachers.py
 """
@@ -47,7 +47,7 @@ WEIGHT_DECAY = 0.01             # AdamW, on matrices only
 MASK_PROBABILITY = 0.2          # share of whole words to predict
 VECTORS = "both"                # word embeddings start from: corpus, encoder, both (half of the width each), none
 WORD_VECTORS_OF = "e5-small-id"  # folder under models/ of that encoder (fetch_e5_small_id.py)
-START = ""                      # folder under models/ of an earlier run to go on from, with its pieces; empty: none
+START = ""                      # folder under models/ of a run or packed model to go on from, with its pieces
 COMPILE = True                  # torch.compile: a fifth faster on 2 cores, needs a C++ compiler
 CHECKPOINT_STEPS = 500          # steps between checkpoints; a killed run goes on from the last one
 SEED = 1                        # of weights, masks and order

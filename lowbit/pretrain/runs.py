@@ -6,12 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lowbit.pipeline.files import resolve, run_dir, shown
-from lowbit.pipeline.manifest import is_made, recorded, stages_of
+from lowbit.pipeline.manifest import MANIFEST, is_made, recorded, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.training.fine_tune import training_files
 from lowbit.training.weights import WEIGHTS
 
 TRAINING = "training.json"
+PACKED = ("results.json", "model.safetensors", "config.json", "tokenizer.json")  # of a packed model
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a folder is a model that pack_bert_mini_id.py wrote, as the bundled one, and no run of stages."""
+    return all((folder / name).exists() for name in PACKED) and not (folder / MANIFEST).exists()
 
 
 def made_by(stage: str, folder: Path, setting: str, *names: str) -> list[Path]:

@@ -11,6 +11,7 @@ from lowbit.data.task import SENTIMENT
 from lowbit.pipeline.files import run_dir, shown
 from lowbit.pipeline.manifest import recorded, stages_of
 from lowbit.pipeline.settings import check
+from lowbit.pretrain.runs import is_packed
 from lowbit.pretrain.vectors import corpus_vectors, projected_vectors
 
 SPREAD = 0.04  # standard deviation the word vectors are scaled to; BERT draws its own with 0.02
@@ -44,12 +45,17 @@ def check_start(s: dict, stage: str) -> list[Path]:
 
 
 def check_earlier(s: dict, stage: str) -> list[Path]:
-    """The files of START; raises UserError if it is no run of `stage`, changed since, RUN itself, or of other sizes."""
+    """The files of START, a run of `stage` or a packed model; raises UserError otherwise.
+
+    Also if it was changed since, is RUN itself, or has other sizes.
+    """
     folder = run_dir(s["START"])
     check(folder != run_dir(s["RUN"]), f"START and RUN are both {s['RUN']}: give the new run a name of its own")
-    check(stage in stages_of(folder),
-          f"START: {shown(folder)} holds no encoder with its word pieces: name a finished run of this script")
-    read = recorded(folder, stage, WEIGHTS, "config.json", "tokenizer.json")
+    packed = is_packed(folder)
+    check(packed or stage in stages_of(folder), f"START: {shown(folder)} holds no encoder with its word pieces: name a "
+          "finished run of this script, or a packed model such as bert-mini-id")
+    names = (WEIGHTS, "config.json", "tokenizer.json")
+    read = [folder / name for name in names] if packed else recorded(folder, stage, *names)
     config = AutoConfig.from_pretrained(folder)
     found = {"VOCAB_SIZE": config.vocab_size, "NUM_LAYERS": config.num_hidden_layers,
              "HIDDEN_SIZE": config.hidden_size, "LONG_LENGTH": config.max_position_embeddings}

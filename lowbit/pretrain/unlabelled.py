@@ -34,7 +34,7 @@ def judge(teachers: list[Path], weights_of: list[Path], texts: list[Text], folde
     for run, weights in zip(teachers, weights_of, strict=True):
         path = folder / f"{run.name}-{digest[:8]}-{sha256(weights)[:8]}.npz"
         if not path.exists():
-            ours = judged(run, texts)
+            ours = judged(run, texts, weights.name)
             with atomic_folder(folder) as scratch:
                 np.savez(scratch / path.name, logits=ours[0], vectors=ours[1].astype(np.float16))
                 publish(scratch)

@@ -21,6 +21,7 @@ from transformers import (
     BertForSequenceClassification,
 )
 
+from lowbit.data.task import SENTIMENT
 from lowbit.distill.rates import LayerwiseTuner, depth
 from lowbit.distill.soft_labels import IGNORED, PLACE, Distiller, Taught, taught_dataset
 from lowbit.distill.teachers import agreed, disagreement, on_main_axes
@@ -285,6 +286,19 @@ def test_students_teach_students(distilled, tmp_path):
     refused = run_stage_script("distill_bert_mini_id.py", *taught, "--teachers", f"{name}-1,{copy}", folder="pretrain")
     assert refused.returncode == 2
     assert "is not the file that pretrain/distill_bert_mini_id.py recorded" in refused.error
+
+
+def test_packed_model_teaches(distilled, small_data):
+    """The bundled model beside a teacher: its words are those of its own weights and cleaning."""
+    name, _, flags = distilled
+    run = new_run()
+    run_well("distill_bert_mini_id.py", *flags, "--run", run, "--teachers", f"{name}-teacher-1,bert-mini-id",
+             "--seeds", "1", "--num-epochs", 1)
+    (path,) = run_folder(f"{run}-judged").glob("bert-mini-id-*.npz")
+    labels = [SENTIMENT.labels.index(label) for _, label in read_plain_rows("train", small_data)]
+    with np.load(path) as held:
+        said = held["logits"].argmax(-1)[:len(labels)]
+    assert np.mean(said == labels) > 0.7
 
 
 def test_teacher_of_another_encoder_is_trained_again(student, small_data):

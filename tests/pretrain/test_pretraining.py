@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLE, read_plain_rows
+from conftest import ROOT, SAMPLE, read_plain_rows
 from safetensors.torch import load_file
 from stage_runs import new_run, run_folder, run_stage_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -145,6 +145,23 @@ def test_run_goes_on_from_an_earlier_one(pretrained, corpus_folder):
             assert torch.allclose(before[name], after[name], atol=1e-5), name
     reads = json.loads((run_folder(run) / "manifest.json").read_text())["stages"][f"pretrain/{STAGE}"]["reads"]
     assert any(name.endswith(f"{pretrained.name}/model.safetensors") for name in reads)
+
+
+def test_run_goes_on_from_a_packed_model(corpus_folder):
+    """From the bundled model, which no stage's record names: its pieces and weights, and the record names its file."""
+    run, bundled = new_run(), ROOT / "models" / "bert-mini-id"
+    done = pretrain(run, corpus_folder, "--start", "bert-mini-id", "--vocab-size", 12_000, "--num-layers", 4,
+                    "--hidden-size", 256, "--long-length", 128, "--general-steps", 0, "--domain-steps", 1,
+                    "--learning-rate", 1e-6)
+    assert done.returncode == 0, done.stderr
+    before, after = (load_file(folder / "model.safetensors") for folder in (bundled, run_folder(run)))
+    for name in before:
+        if not name.startswith(("bert.pooler", "classifier")):
+            assert torch.allclose(before[name].float(), after[name], atol=1e-5), name
+    pieces = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (bundled, run_folder(run))]
+    assert pieces[0] == pieces[1]
+    reads = json.loads((run_folder(run) / "manifest.json").read_text())["stages"][f"pretrain/{STAGE}"]["reads"]
+    assert any(name.endswith("bert-mini-id/model.safetensors") for name in reads)
 
 
 def test_start_of_another_size_is_refused(pretrained, corpus_folder):

@@ -1,6 +1,7 @@
 """Stage scripts run by path, as a shell runs them, and the folders that such runs leave under models/."""
 
 import contextlib
+import glob
 import itertools
 import json
 import os
@@ -104,7 +105,8 @@ def ended_well(run: str, stages: dict[str, Finished]) -> str:
 def remove_runs() -> None:
     """Delete the folders of every run that new_run named and end the warm process."""
     for folder in _made:
-        for path in (folder, *folder.parent.glob(f"{folder.name}-*")):  # and those that a stage named after it
+        named_after_it = folder.parent.glob(f"{glob.escape(folder.name)}-*")  # by stages
+        for path in (folder, *named_after_it):
             shutil.rmtree(path, ignore_errors=True)
         folder.unlink(missing_ok=True)
     for process in _warm:

@@ -11,7 +11,7 @@ from lowbit.data.task import SENTIMENT
 from lowbit.pipeline.files import run_dir, shown
 from lowbit.pipeline.manifest import recorded, stages_of
 from lowbit.pipeline.settings import check
-from lowbit.pretrain.runs import is_packed
+from lowbit.pretrain.runs import check_packed, is_packed
 from lowbit.pretrain.vectors import corpus_vectors, projected_vectors
 
 SPREAD = 0.04  # standard deviation the word vectors are scaled to; BERT draws its own with 0.02
@@ -55,6 +55,8 @@ def check_earlier(s: dict, stage: str) -> list[Path]:
     check(packed or stage in stages_of(folder), f"START: {shown(folder)} holds no encoder with its word pieces: name a "
           "finished run of this script, or a packed model such as bert-mini-id")
     names = (WEIGHTS, "config.json", "tokenizer.json")
+    if packed:
+        check_packed(folder, "START")
     read = [folder / name for name in names] if packed else recorded(folder, stage, *names)
     config = AutoConfig.from_pretrained(folder)
     found = {"VOCAB_SIZE": config.vocab_size, "NUM_LAYERS": config.num_hidden_layers,

@@ -164,6 +164,17 @@ def test_run_goes_on_from_a_packed_model(corpus_folder):
     assert any(name.endswith("bert-mini-id/model.safetensors") for name in reads)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_packed_start_that_is_cut_short_is_refused(corpus_folder, name):
+    start, run = new_run(), new_run()
+    shutil.copytree(ROOT / "models" / "bert-mini-id", run_folder(start))
+    (run_folder(start) / name).write_bytes((run_folder(start) / name).read_bytes()[:100])
+    refused = pretrain(run, corpus_folder, "--start", start)
+    assert refused.returncode == 2
+    assert f"START names {start}, but models/{start} does not load as a packed model (" in refused.error
+    assert not run_folder(run).exists()
+
+
 def test_start_of_another_size_is_refused(pretrained, corpus_folder):
     refused = pretrain(new_run(), corpus_folder, "--start", pretrained.name, "--num-layers", 2, "--vocab-size",
                        len(AutoTokenizer.from_pretrained(pretrained)))

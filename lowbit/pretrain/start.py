@@ -51,13 +51,14 @@ def check_earlier(s: dict, stage: str) -> list[Path]:
     """
     folder = run_dir(s["START"])
     check(folder != run_dir(s["RUN"]), f"START and RUN are both {s['RUN']}: give the new run a name of its own")
-    packed = is_packed(folder)
-    check(packed or stage in stages_of(folder), f"START: {shown(folder)} holds no encoder with its word pieces: name a "
-          "finished run of this script, or a packed model such as bert-mini-id")
     names = (WEIGHTS, "config.json", "tokenizer.json")
-    if packed:
+    if is_packed(folder):
         check_packed(folder, "START")
-    read = [folder / name for name in names] if packed else recorded(folder, stage, *names)
+        read = [folder / name for name in names]
+    else:
+        check(stage in stages_of(folder), f"START: {shown(folder)} holds no encoder with its word pieces: name a "
+              "finished run of this script, or a packed model such as bert-mini-id")
+        read = recorded(folder, stage, *names)
     config = AutoConfig.from_pretrained(folder)
     found = {"VOCAB_SIZE": config.vocab_size, "NUM_LAYERS": config.num_hidden_layers,
              "HIDDEN_SIZE": config.hidden_size, "LONG_LENGTH": config.max_position_embeddings}

@@ -98,13 +98,14 @@ def main(settings):
     tokenizer = make_tokenizer(corpus, weights[0], out)
     vocab = tokenizer.get_vocab()
     words = sorted(vocab, key=vocab.get)
+    parts = [part for part in zip(weights, (SHORT_LENGTH, LONG_LENGTH), (GENERAL_STEPS, DOMAIN_STEPS), strict=True)
+             if part[2]]  # a phase without steps has no text either
     streams = {source: tokenize(corpus, source, tokenizer, out / TOKENS / source, sha256(out / VOCAB))
-               for source in corpus.files if source in weights[0] or source in weights[1]}
+               for source in corpus.files if any(source in part[0] for part in parts)}
     marks = marks_of(out / TOKENS, streams)
     print(f"  {len(words)} word pieces, {sum(len(stream.ids) for stream in streams.values()) / 1e6:.2f} M tokens; "
           f"documents left out for valid and test: {left_out(marks)}", flush=True)
-    phases = phases_of(streams, ((weights[0], SHORT_LENGTH, GENERAL_STEPS), (weights[1], LONG_LENGTH, DOMAIN_STEPS)),
-                       CLS, SEP, SEED)
+    phases = phases_of(streams, parts, CLS, SEP, SEED)
     for phase in phases:
         print(f"  {phase.steps} steps of {TOKENS_PER_STEP} tokens in rows of {phase.length}: "
               f"{phase.steps * TOKENS_PER_STEP / phase.mixture.tokens():.1f} passes over "
@@ -120,7 +121,8 @@ def main(settings):
         write_json(scratch / "pretraining.json",
                    {"history": history, "left_out": left_out(marks), "machine": machine()})
         names = publish(scratch)
-    record(out, STAGE, settings, [*(corpus.files[source] for source in streams), *earlier], names)
+    read = [path for source, path in corpus.files.items() if source in streams or not START and source in weights[0]]
+    record(out, STAGE, settings, [*read, *earlier], names)
     (out / CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(out / TOKENS)
     print(f"wrote {shown(out)}")

@@ -33,9 +33,9 @@ def judged(run: Path, texts: list[Text], weights: str = WEIGHTS) -> tuple[np.nda
         with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
             out = model(**{name: torch.from_numpy(value).to(device) for name, value in given.items()},
                         output_hidden_states=True)
-        first = torch.nn.functional.normalize(out.hidden_states[-1][:, 0].float(), dim=-1).cpu().numpy()
-        for place, i in enumerate(batch):
-            logits[i], vectors[i] = out.logits[place].float().cpu().numpy(), first[place]
+        first = torch.nn.functional.normalize(out.hidden_states[-1][:, 0].float(), dim=-1)
+        for i, ours, vector in zip(batch, out.logits.float().cpu().numpy(), first.cpu().numpy(), strict=True):
+            logits[i], vectors[i] = ours, vector
     return np.stack(logits), np.stack(vectors)
 
 

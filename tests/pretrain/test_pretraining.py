@@ -145,6 +145,8 @@ def test_run_goes_on_from_an_earlier_one(pretrained, corpus_folder):
             assert torch.allclose(before[name], after[name], atol=1e-5), name
     reads = json.loads((run_folder(run) / "manifest.json").read_text())["stages"][f"pretrain/{STAGE}"]["reads"]
     assert any(name.endswith(f"{pretrained.name}/model.safetensors") for name in reads)
+    assert any(name.endswith("reviews.txt.gz") for name in reads)
+    assert not any(name.endswith("wiki.txt.gz") for name in reads), "a phase without steps needs no text"
 
 
 def test_run_goes_on_from_a_packed_model(corpus_folder):

@@ -22,8 +22,9 @@ from lowbit.pipeline.settings import check, whole_numbers
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out
-from lowbit.pretrain.runs import check_packed, is_packed, kept_epoch, made_by, score_lines
+from lowbit.pretrain.runs import is_packed, kept_epoch, made_by, score_lines
 from lowbit.pretrain.unlabelled import chosen_texts, judge, taught_of
+from lowbit.training.encoder import load_pretrained
 from lowbit.training.fine_tune import autocast_dtype, fine_tune
 from lowbit.training.weights import WEIGHTS
 
@@ -59,7 +60,7 @@ STUDENT_WEIGHTS = "model.safetensors"
 def weights_of(teacher: Path) -> Path:
     """The weights of one of TEACHERS; raises UserError if no script of pretrain/ made any there."""
     if is_packed(teacher):
-        check_packed(teacher, "TEACHERS")
+        load_pretrained(shown(teacher), "", SENTIMENT, "TEACHERS")  # it may be damaged
         return teacher / STUDENT_WEIGHTS
     return made_by(STAGE if STAGE in stages_of(teacher) else TEACH, teacher, "TEACHERS", WEIGHTS)[0]
 

@@ -56,8 +56,8 @@ def score_split(model, reader: TextReader, split: str) -> dict:
 
 
 def load_packed(folder: Path):
-    """(model, reader) of a folder that pack() wrote, computing in FP32."""
-    return load_pretrained(str(folder), "", SENTIMENT)[0], load_reader(folder)
+    """(model, reader) of OUT_DIR's folder, which pack() wrote, computing in FP32."""
+    return load_pretrained(str(folder), "", SENTIMENT, "OUT_DIR")[0], load_reader(folder)
 
 
 def choose(folders: list[Path]) -> tuple[dict, str]:

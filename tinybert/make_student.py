@@ -61,7 +61,7 @@ def first_weights(teacher, folder, data, task):
     """(the student, how it reads texts, what of the teacher was kept)."""
     reader = load_reader(folder)
     if START not in ("teacher", "random"):
-        model, tokenizer = load_pretrained(START, "", task)
+        model, tokenizer = load_pretrained(START, "", task, "START")
         longest = longest_input(model)
         check(longest >= reader.max_length, f"START {START} reads at most {longest} tokens, and the teacher "
               f"{reader.max_length}: train it with --max-length {longest}")

@@ -5,10 +5,6 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging
-
-from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import resolve, run_dir, shown
 from lowbit.pipeline.manifest import MANIFEST, is_made, recorded, stages_of
 from lowbit.pipeline.settings import check
@@ -22,18 +18,6 @@ PACKED = ("results.json", "model.safetensors", "config.json", "tokenizer.json") 
 def is_packed(folder: Path) -> bool:
     """Whether a folder is a model that pack_bert_mini_id.py wrote, as the bundled one, and no run of stages."""
     return all((folder / name).exists() for name in PACKED) and not (folder / MANIFEST).exists()
-
-
-def check_packed(folder: Path, setting: str) -> None:
-    """Raises UserError naming `setting` if a packed model does not load."""
-    logging.disable_progress_bar()  # of a second's work
-    try:
-        AutoTokenizer.from_pretrained(folder)
-        AutoModelForSequenceClassification.from_pretrained(folder)
-    except Exception as error:  # of five libraries, by what is broken
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{setting} names {folder.name}, but {shown(folder)} does not load as a packed model "
-                        f"({reason}): restore it, or name another") from error
 
 
 def made_by(stage: str, folder: Path, setting: str, *names: str) -> list[Path]:

@@ -11,8 +11,9 @@ from lowbit.data.task import SENTIMENT
 from lowbit.pipeline.files import run_dir, shown
 from lowbit.pipeline.manifest import recorded, stages_of
 from lowbit.pipeline.settings import check
-from lowbit.pretrain.runs import check_packed, is_packed
+from lowbit.pretrain.runs import is_packed
 from lowbit.pretrain.vectors import corpus_vectors, projected_vectors
+from lowbit.training.encoder import load_pretrained
 
 SPREAD = 0.04  # standard deviation the word vectors are scaled to; BERT draws its own with 0.02
 HEAD_WIDTH = 64  # of each attention head; 32 is an order of magnitude slower in BF16 on the CPU
@@ -53,7 +54,7 @@ def check_earlier(s: dict, stage: str) -> list[Path]:
     check(folder != run_dir(s["RUN"]), f"START and RUN are both {s['RUN']}: give the new run a name of its own")
     names = (WEIGHTS, "config.json", "tokenizer.json")
     if is_packed(folder):
-        check_packed(folder, "START")
+        load_pretrained(shown(folder), "", SENTIMENT, "START")  # it may be damaged
         read = [folder / name for name in names]
     else:
         check(stage in stages_of(folder), f"START: {shown(folder)} holds no encoder with its word pieces: name a "

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
@@ -33,18 +32,18 @@ def model_files(name: str) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in MODEL_FORMS) if folder.is_dir() else []
 
 
-def load_pretrained(name: str, revision: str, task: Task):
+def load_pretrained(name: str, revision: str, task: Task, setting: str = "MODEL_NAME"):
     """(model, tokenizer): FP32, a sequence classifier (or regressor) for `task`, never with remote code.
 
     `model.untrained` lists the weights that the folder did not hold, or held for other labels.
 
     `name` is a folder (from the project's root or absolute) or a hub name, read at `revision`.
-    Raises UserError when neither gives a model.
+    Raises UserError, naming the `setting` that holds it, when neither gives a model.
     """
     folder = resolve(name)
     local = folder.is_dir()
     if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1 or (ROOT / name.split("/")[0]).is_dir()):
-        raise UserError(f"MODEL_NAME {name!r}: there is no folder {shown(folder)}; "
+        raise UserError(f"{setting} {name!r}: there is no folder {shown(folder)}; "
                         f"the bundled encoder is {BUNDLED}")
     source = {"pretrained_model_name_or_path": str(folder) if local else name}
     if not local:
@@ -58,11 +57,12 @@ def load_pretrained(name: str, revision: str, task: Task):
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             **source, **head_settings(task), dtype=torch.float32, ignore_mismatched_sizes=True,
             output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of five libraries, by what is broken
         if local:
-            raise UserError(f"MODEL_NAME {name!r}: {shown(folder)} does not load as a sequence classifier "
-                            f"({str(error).splitlines()[0]}); the bundled encoder is {BUNDLED}") from error
-        raise UserError(f"MODEL_NAME {name!r} is not a folder here and could not be fetched from the hub at revision "
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{setting} {name!r}: {shown(folder)} does not load as a sequence classifier ({reason}); "
+                            f"the bundled encoder is {BUNDLED}") from error
+        raise UserError(f"{setting} {name!r} is not a folder here and could not be fetched from the hub at revision "
                         f"{source['revision'][:12]} (no network, no such model, or none cached); "
                         f"the bundled encoder needs neither: --model-name {BUNDLED}") from error
     finally:
@@ -72,7 +72,7 @@ def load_pretrained(name: str, revision: str, task: Task):
              for kind in ("missing_keys", "mismatched_keys") for entry in loaded[kind]]
     wrong = [weight for weight in names if not any(part in weight for part in ("classifier", "pooler"))]
     if wrong:
-        raise UserError(f"MODEL_NAME {name!r}: the weights in {shown(folder) if local else name} do not fit its "
+        raise UserError(f"{setting} {name!r}: the weights in {shown(folder) if local else name} do not fit its "
                         f"config.json in {len(wrong)} tensors, the first is {wrong[0]}; take a whole copy of the model")
     known = [before[i] for i in sorted(before)]
     if not names and task.labels and known != list(task.labels) and not known[0].startswith("LABEL_"):

@@ -173,7 +173,7 @@ def test_packed_start_that_is_cut_short_is_refused(corpus_folder, name):
     (run_folder(start) / name).write_bytes((run_folder(start) / name).read_bytes()[:100])
     refused = pretrain(run, corpus_folder, "--start", start)
     assert refused.returncode == 2
-    assert f"START names {start}, but models/{start} does not load as a packed model (" in refused.error
+    assert f"START 'models/{start}': models/{start} does not load as a sequence classifier (" in refused.error
     assert not run_folder(run).exists()
 
 

@@ -19,7 +19,7 @@ TRAIN, STAGE = "fp16_eager/train_qat_fp16.py", "fp16_eager/export_to_onnx.py"
 def main(settings):
     folder = export_run(settings, STAGE, TRAIN)
     trained = settings_of(folder, TRAIN)
-    return next_command("fp16_eager/quantize_onnx_fp16.py", trained, "RUN", "DATA_DIR", "FP32_OPS")
+    return next_command("fp16_eager/quantize_onnx_fp16.py", trained | settings, "RUN", "DATA_DIR", "FP32_OPS")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ TRAIN, STAGE = "int4_eager/train_qat_int4.py", "int4_eager/export_to_onnx.py"
 def main(settings):
     folder = export_run(settings, STAGE, TRAIN, {TEACHER: FP32})
     trained = settings_of(folder, TRAIN)
-    return next_command("int4_eager/quantize_onnx_int4.py", trained, "RUN", *ARITHMETIC)
+    return next_command("int4_eager/quantize_onnx_int4.py", trained | settings, "RUN", *ARITHMETIC)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def main(settings):
     print("  in the graph as ONNX Runtime optimises it:", *census_lines(counted), sep="\n")
     before, after = (folder / ONNX).stat().st_size, (folder / name).stat().st_size
     print(f"wrote {shown(folder / name)}: {before / 1e6:.1f} MB -> {after / 1e6:.2f} MB ({100 * after / before:.1f} %)")
-    return next_command(EVALUATE, trained, "RUN", "DATA_DIR")
+    return next_command(EVALUATE, trained | settings, "RUN", "DATA_DIR")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ TRAIN, STAGE = "int8_eager/train_qat_int8.py", "int8_eager/export_to_onnx.py"
 def main(settings):
     folder = export_run(settings, STAGE, TRAIN)
     trained = settings_of(folder, TRAIN)
-    return next_command("int8_eager/quantize_onnx_int8.py", trained, "RUN", *ARITHMETIC)
+    return next_command("int8_eager/quantize_onnx_int8.py", trained | settings, "RUN", *ARITHMETIC)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def main(settings):
     print("  in the graph as ONNX Runtime optimises it:", *census_lines(counted), sep="\n")
     before, after = (folder / ONNX).stat().st_size, (folder / INT8).stat().st_size
     print(f"wrote {shown(folder / INT8)}: {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB ({100 * after / before:.1f} %)")
-    return next_command("int8_eager/eval_onnx_int8.py", settings_of(folder, TRAIN), "RUN", "DATA_DIR")
+    return next_command("int8_eager/eval_onnx_int8.py", settings_of(folder, TRAIN) | settings, "RUN", "DATA_DIR")
 
 
 if __name__ == "__main__":

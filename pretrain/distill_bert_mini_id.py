@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer
 
 from lowbit.data.task import SENTIMENT
-from lowbit.data.tokens import TextReader
+from lowbit.data.tokens import TextReader, load_reader
 from lowbit.data.tsv import read_split
 from lowbit.distill.soft_labels import Taught, distiller
 from lowbit.pipeline.files import claim, resolve, run_dir, sha256, shown
@@ -60,16 +60,19 @@ STUDENT_WEIGHTS = "model.safetensors"
 def weights_of(teacher: Path) -> Path:
     """The weights of one of TEACHERS; raises UserError if no script of pretrain/ made any there."""
     if is_packed(teacher):
-        load_pretrained(shown(teacher), "", SENTIMENT, "TEACHERS")  # it may be damaged
+        load_pretrained(shown(teacher), "", SENTIMENT, "TEACHERS")  # it may be damaged,
+        load_reader(teacher)  # and so may what says how it reads texts
         return teacher / STUDENT_WEIGHTS
     return made_by(STAGE if STAGE in stages_of(teacher) else TEACH, teacher, "TEACHERS", WEIGHTS)[0]
 
 
 def teach(student) -> Taught:
     """What is learned, with the student's token rows of unlabelled texts."""
-    runs = [run_dir(name.strip()) for name in TEACHERS.split(",")]
+    runs = [run_dir(name.strip(), "TEACHERS") for name in TEACHERS.split(",")]
+    check(len({run.resolve() for run in runs}) == len(runs), f"TEACHERS is {TEACHERS!r}, which names a model twice: "
+          "its voice would count double")
     weights = [weights_of(run) for run in runs]
-    made_by(TEACH, run_dir(CHECKED), "CHECKED", "train.tsv", "valid.tsv", "test.tsv")
+    made_by(TEACH, run_dir(CHECKED, "CHECKED"), "CHECKED", "train.tsv", "valid.tsv", "test.tsv")
     labelled = read_split(run_dir(CHECKED), "train")[0]
     corpus = Corpus(CORPUS_DIRS, held_out(resolve(DATA_DIR)))
     texts = chosen_texts(corpus, read_weights(TEXTS, corpus.files, "TEXTS"), labelled, LONGEST_TEXT, 0)
@@ -106,7 +109,7 @@ def main(settings):
         check(settings[name] > 0, f"{name} is {settings[name]}; it must be above 0")
     for name in ("HARD_WEIGHT", "HIDDEN_WEIGHT"):
         check(settings[name] >= 0, f"{name} is {settings[name]}; it must be 0 or more")
-    seeds, student = whole_numbers(SEEDS, "SEEDS"), run_dir(STUDENT)
+    seeds, student = whole_numbers(SEEDS, "SEEDS"), run_dir(STUDENT, "STUDENT")
     check((student / STUDENT_WEIGHTS).exists(), f"STUDENT: {shown(student)} holds no {STUDENT_WEIGHTS}: run "
           "`python pretrain/pretrain_bert_mini_id.py` first, or name another folder under models/")
     taught = teach(student)

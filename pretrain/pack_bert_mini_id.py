@@ -103,7 +103,7 @@ def score_test(folders: list[Path]) -> dict:
 
 def recipe_of(folders: list[Path]) -> dict:
     """Folder -> stage -> settings, of RECIPE and the runs; raises UserError for a folder without a record."""
-    named = [run_dir(name.strip()) for name in RECIPE.split(",")]
+    named = [run_dir(name.strip(), "RECIPE") for name in RECIPE.split(",")]
     for folder in named:
         check(bool(stages_of(folder)), f"RECIPE names {folder.name}, but {shown(folder)} holds no stage's record: "
               "name the folders that RUNS were made from")
@@ -113,7 +113,7 @@ def recipe_of(folders: list[Path]) -> dict:
 
 def main(settings):
     logging.disable_progress_bar()  # of a second's work
-    folders, out = [run_dir(name.strip()) for name in RUNS.split(",")], resolve(OUT_DIR)
+    folders, out = [run_dir(name.strip(), "RUNS") for name in RUNS.split(",")], resolve(OUT_DIR)
     for folder in folders:
         maker = next((stage for stage in MAKERS if stage in stages_of(folder)), MAKERS[0])
         made_by(maker, folder, "RUNS", WEIGHTS, "config.json", PREPROCESSING)

@@ -21,7 +21,7 @@ from lowbit.pipeline.manifest import begin_run, publish, record
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out
-from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, train_masked
+from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, digests, train_masked
 from lowbit.pretrain.start import as_classifier, check_start, new_masked_lm
 from lowbit.pretrain.stream import TOKENS, left_out, marks_of, phases_of, sample, tokenize
 
@@ -91,17 +91,18 @@ def main(settings):
     earlier = check_start(settings, STAGE)
     logging.disable_progress_bar()  # of a second's work
     out = run_dir(RUN)
-    begin_run(out, STAGE, TOKENS, VOCAB, VOCAB_MARK)
+    begin_run(out, STAGE, TOKENS, VOCAB, VOCAB_MARK, CHECKPOINT)
     (out / TOKENS).mkdir(exist_ok=True)
     corpus = Corpus(CORPUS_DIRS, held_out(resolve(DATA_DIR)))
-    weights = [read_weights(text, corpus.files, name) for name, text in (("GENERAL", GENERAL), ("DOMAIN", DOMAIN))]
-    tokenizer = make_tokenizer(corpus, weights[0], out)
+    parts = [(read_weights(DOMAIN, corpus.files, "DOMAIN"), LONG_LENGTH, DOMAIN_STEPS)]
+    general = read_weights(GENERAL, corpus.files, "GENERAL") if GENERAL_STEPS or not START else {}
+    if GENERAL_STEPS:
+        parts.insert(0, (general, SHORT_LENGTH, GENERAL_STEPS))
+    tokenizer = make_tokenizer(corpus, general, out)
     vocab = tokenizer.get_vocab()
     words = sorted(vocab, key=vocab.get)
-    parts = [part for part in zip(weights, (SHORT_LENGTH, LONG_LENGTH), (GENERAL_STEPS, DOMAIN_STEPS), strict=True)
-             if part[2]]  # a phase without steps has no text either
     streams = {source: tokenize(corpus, source, tokenizer, out / TOKENS / source, sha256(out / VOCAB))
-               for source in corpus.files if any(source in part[0] for part in parts)}
+               for source in corpus.files if any(source in weights for weights, _, _ in parts)}
     marks = marks_of(out / TOKENS, streams)
     print(f"  {len(words)} word pieces, {sum(len(stream.ids) for stream in streams.values()) / 1e6:.2f} M tokens; "
           f"documents left out for valid and test: {left_out(marks)}", flush=True)
@@ -113,7 +114,8 @@ def main(settings):
     resumed = {"VECTORS": "none", "START": ""} if (out / CHECKPOINT).exists() else {}  # would be overwritten at once
     model = new_masked_lm(sample(phases[0].mixture, SHORT_LENGTH), words, MASK + 1, settings | resumed)
     starts_word = torch.tensor([not word.startswith("##") for word in words], dtype=torch.long)
-    history = train_masked(model, phases, Vocabulary(starts_word, MASK + 1, MASK), settings | {"TEXT": marks}, out)
+    history = train_masked(model, phases, Vocabulary(starts_word, MASK + 1, MASK),
+                           settings | {"TEXT": marks, "READ": digests(earlier)}, out)
     with atomic_folder(out) as scratch:
         as_classifier(model, SEED).save_pretrained(scratch)
         BertTokenizerFast(vocab=str(out / VOCAB), do_lower_case=True,
@@ -121,7 +123,7 @@ def main(settings):
         write_json(scratch / "pretraining.json",
                    {"history": history, "left_out": left_out(marks), "machine": machine()})
         names = publish(scratch)
-    read = [path for source, path in corpus.files.items() if source in streams or not START and source in weights[0]]
+    read = [path for source, path in corpus.files.items() if source in streams or source in general]
     record(out, STAGE, settings, [*read, *earlier], names)
     (out / CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(out / TOKENS)

@@ -56,11 +56,11 @@ def main(settings):
     check(0 < LAYER_DECAY <= 1, f"LAYER_DECAY is {LAYER_DECAY}; it must be above 0 and at most 1")
     check(0 <= LABEL_SMOOTHING < 1, f"LABEL_SMOOTHING is {LABEL_SMOOTHING}; it must be from 0 to below 1")
     seeds = whole_numbers(SEEDS, "SEEDS")
-    encoder = run_dir(ENCODER)
+    encoder = run_dir(ENCODER, "ENCODER")
     check((encoder / ENCODER_WEIGHTS).exists(), f"ENCODER: {shown(encoder)} holds no {ENCODER_WEIGHTS}: run "
           "`python pretrain/adapt_e5_small_id.py` first, or name another folder under models/")
     held = held_out(resolve(DATA_DIR))
-    checked_data(resolve(DATA_DIR), run_dir(CHECKED), held, STAGE)
+    checked_data(resolve(DATA_DIR), run_dir(CHECKED, "CHECKED"), held, STAGE)
     print(f"  rows of train left out for valid and test: {held.line()}", flush=True)
 
     class Tuner(LayerwiseTuner):

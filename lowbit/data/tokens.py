@@ -7,6 +7,8 @@ import numpy as np
 
 from lowbit.data.cleaning import clean
 from lowbit.data.tsv import Text
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import shown
 
 PREPROCESSING = "preprocessing.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -62,12 +64,17 @@ class TextReader:
 
 
 def load_reader(folder: Path) -> TextReader:
-    """The reader of a run's folder, as its training stage saved it."""
+    """The reader of a run's folder, as its training stage saved it; raises UserError for one that cannot be read."""
     from transformers import AutoTokenizer  # here: a process that only pads stays as small as a server's
 
-    settings = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
-    return TextReader(AutoTokenizer.from_pretrained(folder), settings["cleaning"], settings["max_length"],
-                      settings.get("inputs", INPUT_NAMES))
+    path = folder / PREPROCESSING
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        cleaning, longest, inputs = settings["cleaning"], settings["max_length"], settings.get("inputs", INPUT_NAMES)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{shown(path)} says how this model reads texts, and cannot be read ({error!r}): put it back, "
+                        "or make the model again") from error
+    return TextReader(AutoTokenizer.from_pretrained(folder), cleaning, longest, inputs)
 
 
 def same_tokens(one: TextReader, other: TextReader) -> bool:

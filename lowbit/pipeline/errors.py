@@ -46,7 +46,8 @@ def sentence_for(error: BaseException) -> str | None:
         return "whatever read this output has ended; run the same command again to go on"
     if isinstance(error, OSError):
         fault = OS_SENTENCES.get(error.errno)
-        where = f"{error.filename}: " if error.filename else ""
+        name = error.filename2 or error.filename  # of a copy or a move, where it goes
+        where = f"{name}: " if name else ""
     else:
         fault = next((said for words, said in LIBRARY_SENTENCES.items() if words in str(error)), None)
         where = ""

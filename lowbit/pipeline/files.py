@@ -27,14 +27,14 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def run_dir(run: str) -> Path:
-    """models/<run>; raises UserError for a name that is not one plain folder name, or is a file's."""
-    if not run or run.startswith(".") or Path(run).name != run or len(os.fsencode(run)) > LONGEST_NAME:
-        raise UserError(f"RUN is {run!r}; use one plain folder name of at most {LONGEST_NAME} bytes, such as my-run: "
-                        "it is made under models/")
+def run_dir(run: str, setting: str = "RUN") -> Path:
+    """models/<run>; raises UserError, naming its `setting`, for what is not one plain folder name, or is a file's."""
+    if not run or run.startswith((".", "-")) or Path(run).name != run or len(os.fsencode(run)) > LONGEST_NAME:
+        raise UserError(f"{setting} is {run!r}; use one plain folder name of at most {LONGEST_NAME} bytes, such as "
+                        "my-run, for a folder under models/")
     folder = ROOT / "models" / run
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"RUN is {run!r}, but {shown(folder)} is a file: choose another name")
+        raise UserError(f"{setting} is {run!r}, but {shown(folder)} is a file: choose another name")
     return folder
 
 

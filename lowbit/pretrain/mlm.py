@@ -14,7 +14,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from lowbit.pipeline.files import atomic_folder, shown
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import atomic_folder, sha256, shown
 from lowbit.pipeline.manifest import publish
 from lowbit.pipeline.settings import check
 from lowbit.pretrain.masking import mask_words, predicted_positions
@@ -105,17 +106,18 @@ def continues(saved: dict, s: dict, falls_from: int) -> bool:
 def train_masked(model, phases: list[Phase], vocabulary: Vocabulary, s: dict, out: Path) -> list[dict]:
     """Train a ...ForMaskedLM in place, on a GPU where there is one; returns the losses at each checkpoint.
 
-    `s` are the script's settings and TEXT, which says what text the phases are made of: a checkpoint made with others
-    is refused. It lies in `out` until the caller deletes it, which it does when its results are written.
+    `s` are the script's settings, TEXT, which says what text the phases are made of, and READ, the digests of the
+    weights that `model` starts from: a checkpoint made with others is refused. It lies in `out` until the caller
+    deletes it, which it does when its results are written.
     """
     model.to("cuda" if torch.cuda.is_available() else "cpu").train()
     total, optimiser = sum(phase.steps for phase in phases), optimiser_of(model, s)
     falls_from = total - phases[-1].steps
     path, step, history = out / CHECKPOINT, 0, []
     if path.exists():
-        saved = torch.load(path, weights_only=True, map_location=model.device)
-        check(continues(saved, s, falls_from), f"{shown(path)} was made with other settings or text: delete it to "
-                                               "start again, or set them back to go on")
+        saved = read_checkpoint(path, model.device)
+        check(continues(saved, s, falls_from), f"{shown(path)} was made with other settings, text or weights: delete "
+                                               "it to start again, or set them back to go on")
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         step, history = saved["step"], saved["history"]
@@ -151,6 +153,20 @@ def train_masked(model, phases: list[Phase], vocabulary: Vocabulary, s: dict, ou
                                       "step": step, "history": history, "falls_from": falls_from})
     bar.close()
     return history
+
+
+def read_checkpoint(path: Path, device: torch.device) -> dict:
+    """What save_checkpoint() wrote; raises UserError for a file that is damaged."""
+    try:
+        return torch.load(path, weights_only=True, map_location=device)
+    except Exception as error:  # of torch, pickle or zipfile, by what is broken
+        raise UserError(f"{shown(path)} does not load as a checkpoint ({type(error).__name__}): delete it to start "
+                        "again") from error
+
+
+def digests(paths: list[Path]) -> dict[str, str]:
+    """File as shown -> its SHA-256."""
+    return {shown(path): sha256(path) for path in paths}
 
 
 def save_checkpoint(out: Path, state: dict) -> None:

@@ -36,7 +36,7 @@ def check_start(s: dict, stage: str) -> list[Path]:
     if s["START"]:
         return check_earlier(s, stage)
     if s["VECTORS"] in ("encoder", "both"):
-        path = run_dir(s["WORD_VECTORS_OF"]) / WEIGHTS
+        path = run_dir(s["WORD_VECTORS_OF"], "WORD_VECTORS_OF") / WEIGHTS
         check(path.exists(), f"WORD_VECTORS_OF: {shown(path.parent)} holds no encoder: run "
               "`python pretrain/fetch_e5_small_id.py`, or set VECTORS to corpus")
         with safe_open(path, "pt") as tensors:
@@ -50,8 +50,9 @@ def check_earlier(s: dict, stage: str) -> list[Path]:
 
     Also if it was changed since, is RUN itself, or has other sizes.
     """
-    folder = run_dir(s["START"])
-    check(folder != run_dir(s["RUN"]), f"START and RUN are both {s['RUN']}: give the new run a name of its own")
+    folder = run_dir(s["START"], "START")
+    check(folder.resolve() != run_dir(s["RUN"]).resolve(),
+          f"START and RUN are both {s['RUN']}: give the new run a name of its own")
     names = (WEIGHTS, "config.json", "tokenizer.json")
     if is_packed(folder):
         load_pretrained(shown(folder), "", SENTIMENT, "START")  # it may be damaged
@@ -60,7 +61,12 @@ def check_earlier(s: dict, stage: str) -> list[Path]:
         check(stage in stages_of(folder), f"START: {shown(folder)} holds no encoder with its word pieces: name a "
               "finished run of this script, or a packed model such as bert-mini-id")
         read = recorded(folder, stage, *names)
-    config = AutoConfig.from_pretrained(folder)
+    config, pieces = AutoConfig.from_pretrained(folder), len(AutoTokenizer.from_pretrained(folder))
+    check(pieces == config.vocab_size, f"START: {shown(folder)} has {pieces} pieces in its tokenizer.json, and its "
+          f"config.json says {config.vocab_size}: take a whole copy")
+    heads = config.hidden_size // HEAD_WIDTH
+    check(config.num_attention_heads == heads, f"START: {shown(folder)} has {config.num_attention_heads} heads of "
+          f"attention, and this script makes heads of {HEAD_WIDTH}, here {heads}")
     found = {"VOCAB_SIZE": config.vocab_size, "NUM_LAYERS": config.num_hidden_layers,
              "HIDDEN_SIZE": config.hidden_size, "LONG_LENGTH": config.max_position_embeddings}
     for name, value in found.items():
@@ -76,6 +82,8 @@ def first_vectors(stream: np.ndarray, words: list[str], special: int, s: dict) -
     """
     width, parts = s["HIDDEN_SIZE"] // (2 if s["VECTORS"] == "both" else 1), []
     if s["VECTORS"] in ("corpus", "both"):
+        check(len(words) > width, f"VECTORS is {s['VECTORS']!r}, but {len(words)} word pieces give no vectors of width "
+              f"{width}: add text, raise VOCAB_SIZE, or set VECTORS to none")
         parts.append(corpus_vectors(stream, len(words), special, width, s["SEED"]))
     if s["VECTORS"] in ("encoder", "both"):
         folder = run_dir(s["WORD_VECTORS_OF"])

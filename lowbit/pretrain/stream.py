@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit.pipeline.files import sha256, write_json
+from lowbit.pipeline.files import sha256, shown, write_json
 from lowbit.pipeline.settings import check
 from lowbit.pretrain.corpus import Corpus
 
 TOKENS = "tokens"  # folder of a run, a folder a source in it, until the training is over
-IDS, ENDS, MARK = "ids.uint16", "ends.npy", "ids.json"  # ids of all documents, where each one ends, what made them
+IDS, ENDS, MARK = "ids.uint16", "ends.int64", "ids.json"  # ids of all documents, where each one ends, what made them
 TOGETHER = 30_000  # documents that are packed at once
 HELD_OUT = 600  # documents of each phase that are kept from training, for the loss that is reported; at most
 HELD_OUT_SHARE = 0.05  # this share of a pass
@@ -25,7 +25,7 @@ class Stream:
 
     def __init__(self, folder: Path):
         self.ids = np.memmap(folder / IDS, np.uint16, "r")
-        self.ends = np.load(folder / ENDS, mmap_mode="r")
+        self.ends = np.memmap(folder / ENDS, np.int64, "r")
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -38,15 +38,16 @@ class Stream:
 def tokenize(corpus: Corpus, source: str, tokenizer, folder: Path, digest: str) -> Stream:
     """Write the ids of a source into `folder`, unless they lie there, made from the same file and texts left out.
 
-    `tokenizer` is one of the tokenizers library, and `digest` says which. A kill leaves nothing that is taken for
-    whole. Raises UserError for more pieces than 16 bits can number.
+    `tokenizer` is one of the tokenizers library, and `digest` says which. A kill or a full disk leaves nothing that is
+    taken for whole. Raises UserError for more pieces than 16 bits can number, and for a source without a document.
     """
     pieces = tokenizer.get_vocab_size()
     check(pieces <= MOST_PIECES, f"the vocabulary has {pieces} pieces; at most {MOST_PIECES} can be stored as 16 bits")
     made = {"source": sha256(corpus.files[source]), "by": digest,
             "held_out": corpus.held_out.digest if corpus.held_out else ""}
     mark = folder / MARK
-    if not mark.exists() or not made.items() <= json.loads(mark.read_text(encoding="utf-8")).items():
+    kept = json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else {}
+    if not made.items() <= kept.items() or (folder / IDS).stat().st_size != kept["tokens"] * np.uint16().itemsize:
         before = corpus.held_out.found.copy() if corpus.held_out else None
         folder.mkdir(parents=True, exist_ok=True)
         mark.unlink(missing_ok=True)
@@ -54,11 +55,14 @@ def tokenize(corpus: Corpus, source: str, tokenizer, folder: Path, digest: str) 
         with open(folder / IDS, "wb") as out:
             for texts in corpus.batches(source):
                 for row in tokenizer.encode_batch(texts, add_special_tokens=False):
-                    np.array(row.ids, np.uint16).tofile(out)
+                    out.write(np.array(row.ids, np.uint16).tobytes())  # tofile() is silent about a full disk
                     total += len(row.ids)
                     ends.append(total)
-        np.save(folder / ENDS, np.array(ends, np.int64))
-        write_json(mark, made | {"left_out": dict(corpus.held_out.found - before) if corpus.held_out else {}})
+        check(total > 0, f"CORPUS_DIRS: {shown(corpus.files[source])} holds no document to train on: leave it out of "
+              "what is read, or put text there")
+        (folder / ENDS).write_bytes(np.array(ends, np.int64).tobytes())
+        left = dict(corpus.held_out.found - before) if corpus.held_out else {}
+        write_json(mark, made | {"tokens": total, "left_out": left})
     return Stream(folder)
 
 

@@ -12,6 +12,7 @@ from lowbit.distill.teachers import agreed, disagreement, judged, on_main_axes
 from lowbit.pipeline.files import atomic_folder, sha256
 from lowbit.pipeline.manifest import publish
 from lowbit.pretrain.corpus import Corpus
+from lowbit.training.encoder import RUN_FILES
 
 SHORTEST_TEXT = 3  # words
 
@@ -27,12 +28,18 @@ def chosen_texts(corpus: Corpus, weights: dict[str, float], known: list[Text], l
     return found
 
 
+def digest_of(run: Path, weights: Path) -> str:
+    """Digest of all that a teacher's words depend on: its weights, configuration, tokenizer and text cleaning."""
+    read = [weights, *(run / name for name in RUN_FILES if (run / name).exists())]
+    return hashlib.sha256("".join(map(sha256, read)).encode()).hexdigest()
+
+
 def judge(teachers: list[Path], weights_of: list[Path], texts: list[Text], folder: Path) -> tuple[list, list]:
     """(logits, vectors) of each teacher on the texts; kept in `folder`, a teacher a file, and read from there again."""
     logits, vectors = [], []
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
     for run, weights in zip(teachers, weights_of, strict=True):
-        path = folder / f"{run.name}-{digest[:8]}-{sha256(weights)[:8]}.npz"
+        path = folder / f"{run.name}-{digest[:8]}-{digest_of(run, weights)[:8]}.npz"
         if not path.exists():
             ours = judged(run, texts, weights.name)
             with atomic_folder(folder) as scratch:

@@ -28,6 +28,13 @@ def fingerprint_of(settings: dict, data: list[Path], model: torch.nn.Module) -> 
     return digest.hexdigest()
 
 
+def delete_unfinished(folder: Path) -> None:
+    """Delete the checkpoints that were not written to their end: after a full disk they would keep it full."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / COMPLETE).exists():
+            shutil.rmtree(path)
+
+
 def last_checkpoint(folder: Path, fingerprint: str) -> str | None:
     """The newest whole checkpoint of this very run; what a kill cut short or another run left is deleted, in words."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1])):

@@ -24,7 +24,7 @@ from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import SCRATCH, atomic_folder, file_bytes, resolve, run_dir, shown, write_json
 from lowbit.pipeline.manifest import begin_run, publish, record
 from lowbit.pipeline.settings import check
-from lowbit.training.checkpoints import COMPLETE, file_sizes, fingerprint_of, last_checkpoint
+from lowbit.training.checkpoints import COMPLETE, delete_unfinished, file_sizes, fingerprint_of, last_checkpoint
 from lowbit.training.encoder import load_pretrained, longest_input, save_run
 from lowbit.training.first_token import choose_first_token_only
 from lowbit.training.weights import save_state
@@ -225,7 +225,12 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
           f"training steps in {autocast or 'FP32'}, scores in FP32", flush=True)
     with trainer.args.main_process_first(desc="looking for checkpoints"):
         checkpoint = last_checkpoint(out / "checkpoints", fingerprint)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except Exception:
+        if trainer.is_world_process_zero():
+            delete_unfinished(out / "checkpoints")
+        raise
     if trainer.is_world_process_zero():  # the first process alone writes the artifacts
         publish_run(out, stage, s, trainer, reader, data, save, observe(model, rows["valid"]) if observe else {})
     return out

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLE, read_plain_rows
+from conftest import ROOT, SAMPLE, read_plain_rows
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from scipy.special import rel_entr, softmax
@@ -29,7 +29,7 @@ from lowbit.pipeline.errors import UserError
 from lowbit.pretrain.checked_data import checked_data
 from lowbit.pretrain.corpus import Corpus
 from lowbit.pretrain.heldout import HeldOut, held_out
-from lowbit.pretrain.unlabelled import chosen_texts, taught_of
+from lowbit.pretrain.unlabelled import chosen_texts, digest_of, taught_of
 
 LOGITS = np.array([[2.0, 0, 0], [0, 1.0, 0], [0, 0, 3.0]], np.float32)
 
@@ -301,6 +301,33 @@ def test_packed_model_teaches(distilled, small_data):
     assert np.mean(said == labels) > 0.7
 
 
+@pytest.mark.parametrize("held", [None, "{", "{}"])
+def test_packed_teacher_that_cannot_read_texts_is_refused(distilled, held):
+    """Its preprocessing.json is gone, cut short or empty: a sentence before anything is judged."""
+    name, _, flags = distilled
+    teacher = new_run()
+    shutil.copytree(ROOT / "models" / "bert-mini-id", run_folder(teacher))
+    path = run_folder(teacher) / "preprocessing.json"
+    path.unlink()
+    if held is not None:
+        path.write_text(held)
+    refused = run_stage_script("distill_bert_mini_id.py", *flags, "--run", new_run(), "--teachers",
+                               f"{name}-teacher-1,{teacher}", folder="pretrain")
+    assert refused.returncode == 2
+    assert "preprocessing.json says how this model reads texts, and cannot be read (" in refused.error
+
+
+def test_teacher_that_reads_texts_otherwise_has_other_words(tmp_path):
+    """What a teacher said is found again by its weights and by how it reads texts."""
+    run = tmp_path / "teacher"
+    shutil.copytree(ROOT / "models" / "bert-mini-id", run)
+    before = digest_of(run, run / "model.safetensors")
+    assert digest_of(run, run / "model.safetensors") == before
+    path = run / "preprocessing.json"
+    path.write_text(path.read_text().replace("negation-safe", "minimal"))
+    assert digest_of(run, run / "model.safetensors") != before
+
+
 def test_teacher_of_another_encoder_is_trained_again(student, small_data):
     """A finished teacher is kept while its encoder is the same file; of an encoder made anew there are new teachers."""
     encoder, name = copy_of(student), new_run()
@@ -324,6 +351,10 @@ def test_teacher_of_another_encoder_is_trained_again(student, small_data):
     ("distill_bert_mini_id.py", ("--teachers", "one"), "KEEP is 0.8, but one teacher disagrees with nobody"),
     ("distill_bert_mini_id.py", ("--student", "bert-mini-id", "--keep", 1, "--teachers", "nowhere"),
      "TEACHERS names nowhere, but models/nowhere holds nothing that train_teachers.py made"),
+    ("distill_bert_mini_id.py", ("--student", "bert-mini-id", "--teachers", "bert-mini-id,bert-mini-id"),
+     "TEACHERS is 'bert-mini-id,bert-mini-id', which names a model twice"),
+    ("distill_bert_mini_id.py", ("--student", "../x"), "STUDENT is '../x'; use one plain folder name"),
+    ("distill_bert_mini_id.py", ("--student", "bert-mini-id", "--teachers", "a,"), "TEACHERS is ''; use one plain"),
     ("distill_bert_mini_id.py", ("--temperature", 0), "TEMPERATURE is 0.0; it must be above 0"),
     ("pack_bert_mini_id.py", ("--runs", "nowhere"), "RUNS names nowhere, but models/nowhere holds nothing that"),
 ])

@@ -197,7 +197,7 @@ def test_manifest_cut_short_is_refused(whole_run, share):
         recorded(whole_run, FIRST, "one.bin")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/a", "a/", "../a", ".hidden", "a/../b", 300 * "r",
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/a", "a/", "../a", ".hidden", "a/../b", "-a", 300 * "r",
                                   101 * "é"])
 def test_run_name_that_leaves_its_folder_is_refused(name):
     """A run is one plain folder under models/."""

@@ -305,6 +305,7 @@ def test_full_disk_while_training(train_flags, finished_folder, weights):
         flags = ("--run", run, *train_flags, "--num-epochs", 1)
         assert_refused(run_stage_script(TRAIN, *flags), "space")
         assert_nothing_half_written(folder, TRAIN)
+        assert all((path / "complete.json").exists() for path in folder.glob("checkpoints/checkpoint-*"))
         (folder / "filler").unlink()
         done = run_stage_script(TRAIN, *flags)
         assert done.returncode == 0, done.stderr
@@ -325,6 +326,7 @@ def test_full_disk_while_converting(finished_run, finished_folder, stage, room):
         (folder / "filler").unlink()
         done = run_stage_script(stage, "--run", run)
         assert done.returncode == 0, done.stderr
+        assert f" --run {run}" in done.stdout  # the next command is of this run, whatever it was called in training
 
 
 def test_full_disk_while_measuring(finished_run, eval_flags):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import resource
 import shutil
 from collections import Counter
 from types import SimpleNamespace
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SAMPLE, read_plain_rows
-from safetensors.torch import load_file
-from stage_runs import new_run, run_folder, run_stage_script
+from safetensors.torch import load_file, save_file
+from stage_runs import copy_of, new_run, run_folder, run_stage_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lowbit.pipeline.errors import UserError
@@ -113,6 +114,62 @@ def test_checkpoint_of_other_settings_is_refused(corpus_folder):
     longer = pretrain(run, corpus_folder, "--general-steps", 24)
     assert longer.returncode == 0, longer.stderr
     assert "resuming from step 4" in longer.stdout
+
+
+def test_checkpoint_of_another_start_is_refused(pretrained, corpus_folder):
+    """START's folder holds other weights than those that the checkpoint began with."""
+    run, start = new_run(), copy_of(pretrained.name)
+    flags = ("--start", start, "--vocab-size", len(AutoTokenizer.from_pretrained(pretrained)))
+    killed = pretrain(run, corpus_folder, *flags, kill_when=(run_folder(run) / "checkpoint.pt").exists)
+    assert killed.returncode == -9, killed.stderr
+    shutil.rmtree(run_folder(start))
+    shutil.copytree(ROOT / "models" / "bert-mini-id", run_folder(start))
+    path = run_folder(start) / "model.safetensors"
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(pretrained / name, run_folder(start))
+    save_file({name: tensor * 1.01 for name, tensor in load_file(pretrained / path.name).items()}, path,
+              {"format": "pt"})
+    refused = pretrain(run, corpus_folder, *flags)
+    assert refused.returncode == 2
+    assert "checkpoint.pt was made with other settings, text or weights" in refused.error
+
+
+@pytest.mark.parametrize("ours, said", [(False, "checkpoint.pt is in the way: no stage wrote it"),
+                                        (True, "checkpoint.pt does not load as a checkpoint (")])
+def test_checkpoint_that_is_none(corpus_folder, ours, said):
+    """A file of the user's of that name stays; one of ours that was damaged is named."""
+    run = new_run()
+    path = run_folder(run) / "checkpoint.pt"
+    path.parent.mkdir()
+    if ours:
+        note(path.parent, {"checkpoint.pt"})
+    path.write_text("mine")
+    refused = pretrain(run, corpus_folder)
+    assert refused.returncode == 2
+    assert said in refused.error
+    assert path.read_text() == "mine"
+
+
+def test_start_that_does_not_fit_itself_is_refused(corpus_folder):
+    """Fewer pieces in the tokenizer than in the configuration; another number of heads."""
+    for name, change, said in (("tokenizer.json", lambda held: held["model"]["vocab"].popitem(), "pieces in its tok"),
+                               ("config.json", lambda held: held.update(num_attention_heads=8), "has 8 heads of")):
+        start, run = new_run(), new_run()
+        shutil.copytree(ROOT / "models" / "bert-mini-id", run_folder(start))
+        held = json.loads((run_folder(start) / name).read_text(encoding="utf-8"))
+        change(held)
+        (run_folder(start) / name).write_text(json.dumps(held), encoding="utf-8")
+        refused = pretrain(run, corpus_folder, "--start", start)
+        assert refused.returncode == 2
+        assert said in refused.error
+        assert not run_folder(run).exists()
+
+
+@pytest.mark.parametrize("setting", ["--start", "--word-vectors-of"])
+def test_name_outside_models_is_refused_by_its_setting(corpus_folder, setting):
+    refused = pretrain(new_run(), corpus_folder, "--vectors", "both", setting, "../x")
+    assert refused.returncode == 2
+    assert f"{setting[2:].upper().replace('-', '_')} is '../x'; use one plain folder name" in refused.error
 
 
 def test_vocabulary_of_other_settings_is_made_anew(pretrained, corpus_folder):
@@ -252,6 +309,30 @@ def test_text_is_tokenized_again_when_other_texts_are_held_out(tmp_path, letters
     counts = [len(tokenize(Corpus(str(tmp_path), one), "a", letters, tmp_path / "ids", "letters")) for one in held]
     assert counts == [2, 2, 1]
     assert held[0].found == {EXACT: 1} and held[1].found == {}
+
+
+def test_tokens_of_a_full_disk_are_not_taken_for_whole(tmp_path, letters):
+    """The first write beyond the end is an error; the next run writes all of them, also if ids were cut short."""
+    with gzip.open(tmp_path / "a.txt.gz", "wt", encoding="utf-8") as out:
+        out.write("abc\n" * 3000)
+    corpus, limit = Corpus(str(tmp_path)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+        with pytest.raises(OSError, match="File too large"):
+            tokenize(corpus, "a", letters, tmp_path / "ids", "letters")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    for _ in range(2):
+        stream = tokenize(corpus, "a", letters, tmp_path / "ids", "letters")
+        assert len(stream) == 3000 and len(stream.ids) == 9000
+        (tmp_path / "ids" / "ids.uint16").write_bytes(b"1234")
+
+
+def test_source_without_a_document_is_refused(tmp_path, letters):
+    with gzip.open(tmp_path / "a.txt.gz", "wt", encoding="utf-8") as out:
+        out.write("\n" * 9)
+    with pytest.raises(UserError, match="a.txt.gz holds no document to train on"):
+        tokenize(Corpus(str(tmp_path)), "a", letters, tmp_path / "ids", "letters")
 
 
 def test_small_corpora_and_large_vocabularies_are_refused(tmp_path, letters):

@@ -1,5 +1,6 @@
 """The one reader of labelled text: tab-separated rows of texts and label, quoting off, every bad row named."""
 
+import codecs
 import math
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ SPLITS = ("train", "valid", "test")
 LARGEST = 1e15  # of a number to be learned
 BAD_ROWS_SHOWN = 10
 BAD_ROW_LENGTH = 1000  # characters of a row that an error shows
-BOM = b"\xef\xbb\xbf"
+BOM = codecs.BOM_UTF8
 
 Text = str | tuple[str, ...]  # one text of a row, or the two of a pair
 Answers = list[int] | list[float]  # label ids, or numbers
@@ -59,13 +60,20 @@ def read_tsv(path: Path, task: Task = SENTIMENT) -> tuple[list[Text], Answers]:
 
     A text is a str, or a tuple of two for a pair. Columns are found by a first line that names them all (others may
     stand beside them), and without one they are the task's texts and its label, in this order and no more.
-    Raises UserError for a missing or empty file, and for bad rows: the first ten, and their total.
+    Raises UserError for a missing or empty file, another encoding or line end, and for bad rows: the first ten, and
+    their total.
     """
     wanted = "<TAB>".join((*task.texts, task.answer))
     if not path.is_file():
         smsa = ", or run `python data/download_smsa.py` for SMSA" if task == SENTIMENT else ""
         raise UserError(f"{shown(path)} is missing: put a TSV `{wanted}` there{smsa}")
-    lines = path.read_bytes().removeprefix(BOM).split(b"\n")
+    content = path.read_bytes().removeprefix(BOM)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{shown(path)} is UTF-16, as spreadsheets save \"Unicode text\": save it as UTF-8")
+    rows = content.rstrip(b"\r").split(b"\r")
+    if b"\n" not in content and len(rows) > 1 and all(b"\t" in row for row in rows):
+        raise UserError(f"{shown(path)} ends its lines with CR alone: save it with LF or CRLF")
+    lines = content.split(b"\n")
     if lines[-1] == b"":
         lines.pop()
     lines = [line.removesuffix(b"\r") for line in lines]

@@ -107,10 +107,18 @@ def test_ten_bad_rows_are_all_told(file):
     assert "line 12 " in refusal(file)
 
 
-def test_utf16_is_refused(file):
-    """What a spreadsheet saves as "Unicode text"."""
-    file.write_bytes("enak\tpositive\n".encode("utf-16"))
-    assert "line 1 " in refusal(file)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_is_refused(file, encoding):
+    """With its mark it is named; without one every row holds NUL bytes."""
+    file.write_bytes("enak\tpositive\n".encode(encoding))
+    with pytest.raises(UserError, match="is UTF-16, as spreadsheets" if encoding == "utf-16" else "holds a NUL byte"):
+        read_tsv(file)
+
+
+def test_lines_that_end_with_cr_alone_are_refused(file):
+    file.write_bytes(b"enak\tpositive\rburuk\tnegative\r")
+    with pytest.raises(UserError, match="ends its lines with CR alone: save it with LF"):
+        read_tsv(file)
 
 
 def test_missing_file_says_where_to_put_it_and_how_to_get_one(tmp_path):

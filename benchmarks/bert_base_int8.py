@@ -26,7 +26,7 @@ DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv
 RUN = "bench-bert-base"         # folder under models/
 ROUNDS = 5                      # turns that the processes take
 RUNS = 10                       # measured batches a turn and shape
-STEPS = 3                       # measured training steps a turn
+STEPS = 3                       # measured training steps a turn; 0 skips them
 KEEP = False                    # keep models/<RUN>
 # --------------------------------------------------------------------------------------------------
 
@@ -61,8 +61,10 @@ def main(settings):
     result["smsa_test_texts_per_second"] = {**rates, "ratio": ratio}
     print(f"  SMSA test: {rates['sorted']:.0f} texts/s length-sorted, {rates['padded']:.0f} padded to 128: "
           f"{ratio:.2f}x")
-    for name, autocast in (("fp32", False), ("bf16", True))[: 1 + (autocast_dtype() is torch.bfloat16)]:
-        result[f"training_step_{name}"] = measure_steps(resolve(INDOBERT_DIR), simulate_int8, autocast, ROUNDS, STEPS)
+    if STEPS:
+        for name, autocast in (("fp32", False), ("bf16", True))[: 1 + (autocast_dtype() is torch.bfloat16)]:
+            result[f"training_step_{name}"] = measure_steps(resolve(INDOBERT_DIR), simulate_int8, autocast, ROUNDS,
+                                                            STEPS)
     write_results(result, "bert_base_int8", folder, KEEP)
 
 

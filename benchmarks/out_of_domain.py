@@ -65,7 +65,7 @@ def scored(labels: list[int], logits: np.ndarray) -> dict[str, float]:
 def main(settings):
     sets, found, low = read_sets(), {}, {}
     for name in RUNS.split(","):
-        run = run_dir(name.strip())
+        run = run_dir(name.strip(), "RUNS")
         ships = shipped(run)
         check(read_task(run) == SENTIMENT, f"RUNS names {run.name}, whose task is another: the sets hold sentiment")
         files = {"FP32": recorded(run, ships["stages"]["export"], ONNX)[0],

@@ -80,7 +80,7 @@ def main(settings):
     check(TEXTS >= 0, f"TEXTS is {TEXTS}; it must be 0 or more")
     check(ROUNDS >= 0, f"ROUNDS is {ROUNDS}; it must be 0 or more")
     check(0 <= SEED < 2**32, f"SEED is {SEED}; it must be from 0 to 4294967295")
-    folder, source, data_dir = run_dir(RUN), run_dir(FP32_RUN), resolve(DATA_DIR)
+    folder, source, data_dir = run_dir(RUN), run_dir(FP32_RUN, "FP32_RUN"), resolve(DATA_DIR)
     read = recorded(source, FINETUNE, SOURCE, WEIGHTS, *RUN_FILES) + recorded(source, ANALYSE, SENSITIVITY)
     modules = json.loads((source / SENSITIVITY).read_text(encoding="utf-8"))["modules"]
     shifts = None

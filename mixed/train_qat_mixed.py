@@ -47,7 +47,7 @@ LIKE = ("CLEANING", "MAX_LENGTH", "NUM_LABELS", "FIRST_TOKEN_ONLY")  # as the mo
 
 def main(settings):
     check(RUN != MIXED_RUN, f"RUN and MIXED_RUN are both {RUN!r}: name another RUN, it is made")
-    mixed, folder = run_dir(MIXED_RUN), run_dir(RUN)
+    mixed, folder = run_dir(MIXED_RUN, "MIXED_RUN"), run_dir(RUN)
     read = recorded(mixed, MIX, ASSIGNMENT)
     source = run_dir(settings_of(mixed, MIX)["FP32_RUN"])
     read += recorded(source, FINETUNE, SOURCE, WEIGHTS, *RUN_FILES)

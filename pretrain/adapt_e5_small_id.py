@@ -15,12 +15,12 @@ from transformers.utils import logging
 from lowbit.data.tokens import TOKENIZER_FILES
 from lowbit.pipeline.files import atomic_folder, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import machine
-from lowbit.pipeline.manifest import begin_run, publish, record, recorded
+from lowbit.pipeline.manifest import begin_run, digests, publish, record, recorded
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out
-from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, digests, train_masked
+from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, train_masked
 from lowbit.pretrain.stream import TOKENS, left_out, marks_of, phases_of, tokenize
 from lowbit.pretrain.unigram import SPACE
 
@@ -49,8 +49,8 @@ STAGE, FETCH = "pretrain/adapt_e5_small_id.py", "pretrain/fetch_e5_small_id.py"
 
 def main(settings):
     check_settings(settings)
-    source, out = run_dir(ENCODER), run_dir(RUN)
-    check(source != out, f"RUN is {RUN!r}, the encoder itself: choose another name")
+    source, out = run_dir(ENCODER, "ENCODER"), run_dir(RUN)
+    check(source.resolve() != out.resolve(), f"RUN is {RUN!r}, the encoder itself: choose another name")
     begin_run(out, STAGE, TOKENS, CHECKPOINT)
     read = recorded(source, FETCH, "model.safetensors", "config.json", *TOKENIZER_FILES)
     longest = AutoConfig.from_pretrained(source).max_position_embeddings
@@ -74,7 +74,7 @@ def main(settings):
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     vocabulary = Vocabulary(torch.tensor([piece.startswith(SPACE) for piece in pieces], dtype=torch.long),
                             tokenizer.unk_token_id + 1, tokenizer.mask_token_id)
-    history = train_masked(model, phases, vocabulary, settings | {"TEXT": marks, "READ": digests(read)}, out)
+    history = train_masked(model, phases, vocabulary, settings | {"TEXT": marks, "READ": digests(out, read)}, out)
     encoder = BertForSequenceClassification.from_pretrained(source, dtype=torch.float32)  # with its pooler
     encoder.bert.load_state_dict(model.bert.state_dict(), strict=False)
     with atomic_folder(out) as scratch:

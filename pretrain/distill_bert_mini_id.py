@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer
 
 from lowbit.data.task import SENTIMENT
-from lowbit.data.tokens import TextReader, load_reader
+from lowbit.data.tokens import TextReader
 from lowbit.data.tsv import read_split
 from lowbit.distill.soft_labels import Taught, distiller
 from lowbit.pipeline.files import claim, resolve, run_dir, sha256, shown
@@ -22,9 +22,8 @@ from lowbit.pipeline.settings import check, whole_numbers
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out
-from lowbit.pretrain.runs import is_packed, kept_epoch, made_by, score_lines
+from lowbit.pretrain.runs import is_packed, kept_epoch, load_packed, made_by, score_lines
 from lowbit.pretrain.unlabelled import chosen_texts, judge, taught_of
-from lowbit.training.encoder import load_pretrained
 from lowbit.training.fine_tune import autocast_dtype, fine_tune
 from lowbit.training.weights import WEIGHTS
 
@@ -60,8 +59,7 @@ STUDENT_WEIGHTS = "model.safetensors"
 def weights_of(teacher: Path) -> Path:
     """The weights of one of TEACHERS; raises UserError if no script of pretrain/ made any there."""
     if is_packed(teacher):
-        load_pretrained(shown(teacher), "", SENTIMENT, "TEACHERS")  # it may be damaged,
-        load_reader(teacher)  # and so may what says how it reads texts
+        load_packed(teacher, "TEACHERS")  # which fails now if it is damaged
         return teacher / STUDENT_WEIGHTS
     return made_by(STAGE if STAGE in stages_of(teacher) else TEACH, teacher, "TEACHERS", WEIGHTS)[0]
 

@@ -21,8 +21,8 @@ from lowbit.pipeline.machine import machine, versions
 from lowbit.pipeline.manifest import stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
-from lowbit.pretrain.runs import is_packed, made_by
-from lowbit.training.encoder import load_pretrained, load_run, save_run
+from lowbit.pretrain.runs import is_packed, load_packed, made_by
+from lowbit.training.encoder import load_run, save_run
 from lowbit.training.weights import WEIGHTS
 
 # ---- settings: edit here, or for one run: --out-dir models/mine ----------------------------------
@@ -55,11 +55,6 @@ def score_split(model, reader: TextReader, split: str) -> dict:
     return {"texts": len(labels), **score(labels, logits, SENTIMENT)}
 
 
-def load_packed(folder: Path):
-    """(model, reader) of OUT_DIR's folder, which pack() wrote, computing in FP32."""
-    return load_pretrained(str(folder), "", SENTIMENT, "OUT_DIR")[0], load_reader(folder)
-
-
 def choose(folders: list[Path]) -> tuple[dict, str]:
     """(candidate -> its scores on valid, the one of best macro-F1): each run, and the mean of their weights."""
     candidates = {folder.name: [folder] for folder in folders} | ({MEAN: folders} if len(folders) > 1 else {})
@@ -76,7 +71,7 @@ def present_score(out: Path) -> float:
     if set(out.glob("*")) == set(out.glob("*".join(SCRATCH))):  # nothing, or what a kill left
         return -1.0
     check(is_packed(out), f"OUT_DIR {shown(out)} holds something else than a packed model: name a new folder")
-    found = score_split(*load_packed(out), "valid")["macro_f1"]
+    found = score_split(*load_packed(out, "OUT_DIR"), "valid")["macro_f1"]
     print(f"  {shown(out):28} valid macro-F1 {found:.4f}", flush=True)
     return found
 
@@ -127,7 +122,7 @@ def main(settings):
     claim(out)
     with atomic_folder(out) as scratch:
         pack(scratch, folders if kept == MEAN else [run_dir(kept)])
-        packed = load_packed(scratch)
+        packed = load_packed(scratch, "OUT_DIR")
         found = {split: score_split(*packed, split) for split in ("valid", *(["test"] if TEST else []))}
         write_json(scratch / RESULTS, {
             "kept": kept, "valid_of_candidates": valid, **found, **(score_test(folders) if TEST else {}),

@@ -17,11 +17,11 @@ from transformers.utils import logging
 
 from lowbit.pipeline.files import atomic_folder, resolve, run_dir, sha256, shown, write_json, write_text
 from lowbit.pipeline.machine import machine
-from lowbit.pipeline.manifest import begin_run, publish, record
+from lowbit.pipeline.manifest import begin_run, digests, publish, record
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.heldout import held_out
-from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, digests, train_masked
+from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, train_masked
 from lowbit.pretrain.start import as_classifier, check_start, new_masked_lm
 from lowbit.pretrain.stream import TOKENS, left_out, marks_of, phases_of, sample, tokenize
 
@@ -115,7 +115,7 @@ def main(settings):
     model = new_masked_lm(sample(phases[0].mixture, SHORT_LENGTH), words, MASK + 1, settings | resumed)
     starts_word = torch.tensor([not word.startswith("##") for word in words], dtype=torch.long)
     history = train_masked(model, phases, Vocabulary(starts_word, MASK + 1, MASK),
-                           settings | {"TEXT": marks, "READ": digests(earlier)}, out)
+                           settings | {"TEXT": marks, "READ": digests(out, earlier)}, out)
     with atomic_folder(out) as scratch:
         as_classifier(model, SEED).save_pretrained(scratch)
         BertTokenizerFast(vocab=str(out / VOCAB), do_lower_case=True,

@@ -75,7 +75,7 @@ FINETUNE, STAGE, WEIGHTS = "ptq/finetune_fp32.py", "ptq/run_ptq.py", "model.safe
 
 def make_original(settings):
     """models/<ORIGINAL_RUN>: the encoder as it comes, with a head that was never trained."""
-    folder, task = run_dir(ORIGINAL_RUN), read_task(resolve(DATA_DIR))
+    folder, task = run_dir(ORIGINAL_RUN, "ORIGINAL_RUN"), read_task(resolve(DATA_DIR))
     check(not (folder / WEIGHTS).exists() or STAGE in stages_of(folder),
           f"ORIGINAL_RUN is {ORIGINAL_RUN!r}, a folder that holds another model: choose a new name")
     made = {name: settings[name] for name in ("MODEL_NAME", "MODEL_REVISION", "CLEANING", "MAX_LENGTH",

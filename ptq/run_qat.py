@@ -47,7 +47,7 @@ FINETUNE, STAGE = "ptq/finetune_fp32.py", "ptq/run_qat.py"
 def candidate_of(run: str, kind: str) -> Candidate:
     """The file of a finished run of <kind>_eager/ or mixed/, or the reason why there is none, by what its stages say.
     """
-    folder, wanted = run_dir(run), kind if kind == "mixed" else f"{kind}_eager"
+    folder, wanted = run_dir(run, f"{kind.upper()}_RUNS"), kind if kind == "mixed" else f"{kind}_eager"
     unnamed = Candidate(f"{'' if kind == 'mixed' else 'qat_'}{kind}_{run}", {"kind": "qat", "run": run}, folder)
     try:
         ships = shipped(folder)

@@ -29,7 +29,7 @@ def main(settings):
     check(bool(runs), "RUNS is empty: name the runs that explain_tsv.py has explained")
     out, rows, sources, reads = resolve(RESULTS), {}, {}, []
     for run in dict.fromkeys(runs):
-        folder = out / run_dir(run).name
+        folder = out / run_dir(run, "RUNS").name
         head, records = read_explanations(folder)
         reads.append(folder / EXPLANATIONS)
         sources[run] = {name: head[name] for name in ("files", "texts", "settings")}

@@ -70,8 +70,8 @@ def read_tsv(path: Path, task: Task = SENTIMENT) -> tuple[list[Text], Answers]:
     content = path.read_bytes().removeprefix(BOM)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{shown(path)} is UTF-16, as spreadsheets save \"Unicode text\": save it as UTF-8")
-    rows = content.rstrip(b"\r").split(b"\r")
-    if b"\n" not in content and len(rows) > 1 and all(b"\t" in row for row in rows):
+    rows = [] if b"\n" in content else content.rstrip(b"\r").split(b"\r")
+    if len(rows) > 1 and all(b"\t" in row for row in rows):
         raise UserError(f"{shown(path)} ends its lines with CR alone: save it with LF or CRLF")
     lines = content.split(b"\n")
     if lines[-1] == b"":

@@ -118,7 +118,8 @@ def publish_text(path: Path, text: str) -> None:
     write_text(path, text)
 
 
-def _digests(folder: Path, reads: list[Path]) -> dict[str, str]:
+def digests(folder: Path, reads: list[Path]) -> dict[str, str]:
+    """SHA-256 of files by their names, as a record of `folder` calls them: its own plainly, others by their paths."""
     return {path.name if path.parent == folder else shown(path): sha256(path) for path in reads}
 
 
@@ -138,7 +139,7 @@ def record(folder: Path, stage: str, settings: dict, reads: list[Path], writes: 
         "settings": settings,
         "versions": versions(),
         "machine": machine(),
-        "reads": _digests(folder, reads),
+        "reads": digests(folder, reads),
         "writes": {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
                    for name in writes},
     }
@@ -189,7 +190,7 @@ def is_made(folder: Path, stage: str, settings: dict, reads: list[Path], names: 
     """Whether `stage` has written the files `names`, whole, with these settings and versions and from these sources."""
     made = stages_of(folder).get(stage)
     return (made is not None and made["settings"] == settings and made["versions"] == versions()
-            and made["reads"] == _digests(folder, reads) and set(names) <= set(made["writes"])
+            and made["reads"] == digests(folder, reads) and set(names) <= set(made["writes"])
             and all((folder / name).exists() and sha256(folder / name) == made["writes"][name]["sha256"]
                     for name in made["writes"]))
 

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from lowbit.pipeline.errors import UserError
-from lowbit.pipeline.files import atomic_folder, sha256, shown
+from lowbit.pipeline.files import atomic_folder, shown
 from lowbit.pipeline.manifest import publish
 from lowbit.pipeline.settings import check
 from lowbit.pretrain.masking import mask_words, predicted_positions
@@ -162,11 +162,6 @@ def read_checkpoint(path: Path, device: torch.device) -> dict:
     except Exception as error:  # of torch, pickle or zipfile, by what is broken
         raise UserError(f"{shown(path)} does not load as a checkpoint ({type(error).__name__}): delete it to start "
                         "again") from error
-
-
-def digests(paths: list[Path]) -> dict[str, str]:
-    """File as shown -> its SHA-256."""
-    return {shown(path): sha256(path) for path in paths}
 
 
 def save_checkpoint(out: Path, state: dict) -> None:

@@ -5,9 +5,12 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+from lowbit.data.task import SENTIMENT
+from lowbit.data.tokens import load_reader
 from lowbit.pipeline.files import resolve, run_dir, shown
 from lowbit.pipeline.manifest import MANIFEST, is_made, recorded, stages_of
 from lowbit.pipeline.settings import check
+from lowbit.training.encoder import load_pretrained
 from lowbit.training.fine_tune import training_files
 from lowbit.training.weights import WEIGHTS
 
@@ -18,6 +21,11 @@ PACKED = ("results.json", "model.safetensors", "config.json", "tokenizer.json") 
 def is_packed(folder: Path) -> bool:
     """Whether a folder is a model that pack_bert_mini_id.py wrote, as the bundled one, and no run of stages."""
     return all((folder / name).exists() for name in PACKED) and not (folder / MANIFEST).exists()
+
+
+def load_packed(folder: Path, setting: str):
+    """(model, reader) of a packed model, computing in FP32; raises UserError, naming `setting`, if it is damaged."""
+    return load_pretrained(shown(folder), "", SENTIMENT, setting)[0], load_reader(folder)
 
 
 def made_by(stage: str, folder: Path, setting: str, *names: str) -> list[Path]:

@@ -32,7 +32,7 @@ def delete_unfinished(folder: Path) -> None:
     """Delete the checkpoints that were not written to their end: after a full disk they would keep it full."""
     for path in folder.glob("checkpoint-*"):
         if not (path / COMPLETE).exists():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # what went wrong before is what is told
 
 
 def last_checkpoint(folder: Path, fingerprint: str) -> str | None:

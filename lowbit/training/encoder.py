@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
@@ -15,6 +16,7 @@ from lowbit.training.first_token import read_first_token_only
 
 BUNDLED = "models/bert-mini-id"
 MODEL_FORMS = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, configuration, words
+HUB_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # of a name that gives no model
 RUN_FILES = ("config.json", PREPROCESSING, TASK_FILE, *TOKENIZER_FILES)  # what a run's model is, its weights aside
 
 
@@ -62,6 +64,8 @@ def load_pretrained(name: str, revision: str, task: Task, setting: str = "MODEL_
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{setting} {name!r}: {shown(folder)} does not load as a sequence classifier ({reason}); "
                             f"the bundled encoder is {BUNDLED}") from error
+        if not isinstance(error, HUB_ERRORS):
+            raise
         raise UserError(f"{setting} {name!r} is not a folder here and could not be fetched from the hub at revision "
                         f"{source['revision'][:12]} (no network, no such model, or none cached); "
                         f"the bundled encoder needs neither: --model-name {BUNDLED}") from error

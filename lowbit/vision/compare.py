@@ -18,7 +18,7 @@ def read_runs(names: str) -> Runs:
     """The results of runs named with commas, in every runtime that they were measured in."""
     found = {}
     for name in dict.fromkeys(part.strip() for part in names.split(",") if part.strip()):
-        folder = run_dir(name)
+        folder = run_dir(name, "RUN_NAMES")
         if not folder.is_dir():
             raise UserError(f"RUN_NAMES names {name!r}, but there is no {shown(folder)}")
         written = stages_of(folder).get(STAGE, {}).get("writes", {})

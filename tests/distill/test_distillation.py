@@ -346,6 +346,7 @@ def test_teacher_of_another_encoder_is_trained_again(student, small_data):
 @pytest.mark.parametrize("script, flags, said", [
     ("train_teachers.py", ("--seeds", "1,a"), "SEEDS is '1,a'; write whole numbers with commas"),
     ("train_teachers.py", ("--encoder", "nowhere"), "models/nowhere holds no model.safetensors: run"),
+    ("adapt_e5_small_id.py", ("--encoder", "../x"), "ENCODER is '../x'; use one plain folder name"),
     ("train_teachers.py", ("--layer-decay", 0), "LAYER_DECAY is 0.0; it must be above 0"),
     ("distill_bert_mini_id.py", ("--student", "nowhere"), "STUDENT: models/nowhere holds no model.safetensors: run"),
     ("distill_bert_mini_id.py", ("--teachers", "one"), "KEEP is 0.8, but one teacher disagrees with nobody"),

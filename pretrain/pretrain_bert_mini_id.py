@@ -8,6 +8,7 @@ Writes  models/<RUN>/                       model.safetensors, config.json, toke
 Next    train_teachers.py
 """
 import json
+import re
 import shutil
 
 import torch
@@ -56,6 +57,7 @@ SEED = 1                        # of weights, masks and order
 STAGE = "pretrain/pretrain_bert_mini_id.py"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4
 CLS, SEP, MASK = 2, 3, 4
+TOO_LONG = re.compile(r"\w{101,}")  # WordPiece reads such a word as unknown, and making pieces takes its length squared
 VOCAB, VOCAB_MARK = "vocab.txt", "vocab.json"  # the word pieces, and what they were made of
 
 
@@ -79,8 +81,9 @@ def make_tokenizer(corpus, weights, out) -> BertWordPieceTokenizer:
     if not (mark.exists() and json.loads(mark.read_text(encoding="utf-8")) == made and (out / VOCAB).exists()):
         mark.unlink(missing_ok=True)
         tokenizer = BertWordPieceTokenizer(lowercase=True)
-        tokenizer.train_from_iterator(corpus.weighted(weights, SEED), vocab_size=VOCAB_SIZE, min_frequency=2,
-                                      special_tokens=list(SPECIAL), show_progress=False)
+        tokenizer.train_from_iterator((TOO_LONG.sub(" ", text) for text in corpus.weighted(weights, SEED)),
+                                      vocab_size=VOCAB_SIZE, min_frequency=2, special_tokens=list(SPECIAL),
+                                      show_progress=False)
         write_pieces(tokenizer.get_vocab(), out)
         write_json(mark, made)
     return BertWordPieceTokenizer(str(out / VOCAB), lowercase=True)

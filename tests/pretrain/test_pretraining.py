@@ -172,6 +172,16 @@ def test_name_outside_models_is_refused_by_its_setting(corpus_folder, setting):
     assert f"{setting[2:].upper().replace('-', '_')} is '../x'; use one plain folder name" in refused.error
 
 
+def test_word_that_is_too_long_makes_no_pieces(corpus_folder, tmp_path):
+    """A line of one endless word: the encoder would read it as unknown, so nothing is learned from it."""
+    for path in corpus_folder.glob("*.txt.gz"):
+        (tmp_path / path.name).write_bytes(path.read_bytes() + gzip.compress(b"x" * 20_000 + b"\n"))
+    run = new_run()
+    done = pretrain(run, tmp_path, "--general-steps", 1, "--domain-steps", 1)
+    assert done.returncode == 0, done.stderr
+    assert "xxxx" not in (run_folder(run) / "vocab.txt").read_text(encoding="utf-8")
+
+
 def test_vocabulary_of_other_settings_is_made_anew(pretrained, corpus_folder):
     """A finished run's vocabulary is taken again by the same settings, and not by a smaller VOCAB_SIZE."""
     run, before = new_run(), (pretrained / "vocab.txt").read_text(encoding="utf-8")

@@ -6,7 +6,6 @@ Writes  models/<RUN>/                       model_qat_mixed.onnx, assignment.jso
                                             model_qat.onnx, model_fp32.onnx (the teacher), what a run's folder holds
 Next    eval_mixed.py
 """
-import copy
 import shutil
 
 from lowbit.data.task import read_task
@@ -57,7 +56,7 @@ def main(settings):
 
     def simulate(model, rows):
         read_assignment(mixed / ASSIGNMENT, model)
-        trainer.teacher = copy.deepcopy(model)
+        trainer.follow(model)
         drop_nothing(model)
         start_scales(assign(model, levels_of(held["bits"])))
 

@@ -63,11 +63,14 @@ def file_bytes(path: Path) -> int:
 def move_up(scratch: Path) -> list[str]:
     """Flush every file of a scratch folder to disk and rename it into the parent; returns the names.
 
-    External data of an older file of the same name is deleted.
+    Whoever the umask lets read new files reads these: safetensors makes them for their owner alone. External data of an
+    older file of the same name is deleted.
     """
     names = sorted(path.name for path in scratch.iterdir())
+    os.umask(mask := os.umask(0))
     for name in names:
         with open(scratch / name, "rb") as handle:
+            os.fchmod(handle.fileno(), 0o666 & ~mask)
             os.fsync(handle.fileno())
     for name in names:
         os.replace(scratch / name, scratch.parent / name)

@@ -5,7 +5,7 @@ from pathlib import Path
 from lowbit.data.task import SENTIMENT
 from lowbit.data.tsv import SPLITS, read_split
 from lowbit.pipeline.files import atomic_folder, claim, shown
-from lowbit.pipeline.manifest import publish, record
+from lowbit.pipeline.manifest import publish, record, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pretrain.heldout import HeldOut
 
@@ -16,14 +16,19 @@ def checked_data(source: Path, out: Path, held: HeldOut, stage: str) -> list[str
     `held` counts what it refused.
     """
     check(source != out, f"CHECKED and DATA_DIR are one folder, {shown(out)}: choose another CHECKED")
+    texts = {}
+    for split in SPLITS:
+        rows = zip(*read_split(source, split), strict=True)
+        texts[f"{split}.tsv"] = "".join(f"{text}\t{SENTIMENT.labels[int(label)]}\n" for text, label in rows
+                                        if split != "train" or held.allows(str(text)))
+    if stage in stages_of(out) and all((out / name).exists() and (out / name).read_bytes() == text.encode()
+                                       for name, text in texts.items()):
+        return list(texts)  # as it is: another training may be reading it
     out.mkdir(parents=True, exist_ok=True)
     claim(out)
     with atomic_folder(out) as scratch:
-        for split in SPLITS:
-            texts, labels = read_split(source, split)
-            lines = [f"{text}\t{SENTIMENT.labels[int(label)]}\n" for text, label in zip(texts, labels, strict=True)
-                     if split != "train" or held.allows(str(text))]
-            (scratch / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
+        for name, text in texts.items():
+            (scratch / name).write_bytes(text.encode())
         names = publish(scratch)
     record(out, stage, {"DATA_DIR": str(source)}, [source / name for name in names], names)
     return names

@@ -3,6 +3,8 @@
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -194,6 +196,18 @@ def test_rows_that_meet_held_out_texts_are_left_out(small_data, tmp_path):
         "test.tsv", "train.tsv", "valid.tsv"]
     assert read_plain_rows("train", out) == rows[:3] + rows[4:]
     assert read_plain_rows("test", out) == read_plain_rows("test", small_data)
+
+
+def test_checked_rows_serve_several_trainings_at_once(small_data, tmp_path):
+    """While this process holds the folder, another that wants the same rows takes them; other rows are refused."""
+    checked_data(small_data, tmp_path / "checked", HeldOut(["lain"]), "a stage")
+    asked = ("import sys; from pathlib import Path; from lowbit.pretrain.checked_data import checked_data; "
+             "from lowbit.pretrain.heldout import HeldOut; "
+             "checked_data(*map(Path, sys.argv[1:3]), HeldOut([sys.argv[3]]), 'a stage')")
+    done = [subprocess.run([sys.executable, "-c", asked, small_data, tmp_path / "checked", text], capture_output=True,
+                           text=True, cwd=ROOT) for text in ("lain", read_plain_rows("train", small_data)[3][0])]
+    assert done[0].returncode == 0, done[0].stderr
+    assert "another process is working" in done[1].stderr
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from stage_runs import ROOT
 
 from lowbit.pipeline import files as artifacts
@@ -53,6 +55,18 @@ def write_chain(folder, content: bytes = b"weights"):
 def whole_run(tmp_path_factory):
     """Folder of a whole run of three stages; whoever changes a file of it puts it back."""
     return write_chain(tmp_path_factory.mktemp("runs") / "my-run")
+
+
+def test_others_read_what_the_umask_lets_them(tmp_path):
+    """Also a file that its library made for its owner alone, as safetensors does; the umask stays."""
+    before = os.umask(0o027)
+    try:
+        with atomic_folder(tmp_path) as scratch:
+            save_file({"a": torch.zeros(1)}, scratch / "model.safetensors")
+            publish(scratch)
+        assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640
+    finally:
+        assert os.umask(before) == 0o027
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv, from
 CLEANING = "negation-safe"      # text cleaning: documents, negation-safe or minimal; saved with the model
 MAX_LENGTH = 128                # tokens; longer texts are cut and counted
 NUM_LABELS = 0                  # labels; 0 = as task.json says, without it 3: positive 0, neutral 1, negative 2
-NUM_EPOCHS = 3                  # passes over train; the best on valid is kept
+NUM_EPOCHS = 3                  # passes over train; the best on valid is kept; 0: a fine-tuned model as it is
 BATCH_SIZE = 32                 # texts a step and device
 LEARNING_RATE = 5e-5            # peak of the linear schedule; 3e-4 at 2 bits and fewer, less for large encoders
 WARMUP_RATIO = 0.1              # share of the steps until the peak

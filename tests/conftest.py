@@ -118,6 +118,15 @@ def train_flags(tiny_model, small_data):
 
 
 @pytest.fixture(scope="session")
+def finetuned(train_flags):
+    """Folder of the tiny model, fine-tuned in FP32 by ptq/finetune_fp32.py; tests leave it as it is."""
+    run = new_run()
+    done = run_stage_script("finetune_fp32.py", "--run", run, *train_flags, folder="ptq")
+    assert done.returncode == 0, done.stderr
+    return run_folder(run)
+
+
+@pytest.fixture(scope="session")
 def eval_flags(small_data):
     """Flags with which stage 4 measures in seconds, on the threads that tests ask a file with; add --run."""
     return ("--data-dir", small_data, "--rounds", 2, "--runs", 3, "--threads", 1)

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lowbit.data.cleaning import require_preset
 from lowbit.data.task import TASK_FILE, Task, read_task
-from lowbit.data.tokens import Row, TextReader, input_names, width
+from lowbit.data.tokens import PREPROCESSING, Row, TextReader, input_names, load_reader, width
 from lowbit.data.tsv import SPLITS, count_shared, describe, read_split
 from lowbit.measure.score import HEADINGS, quick_score
 from lowbit.pipeline.errors import UserError
@@ -56,8 +56,9 @@ def training_files(folder: Path) -> list[Path]:
 
 def check_settings(s: dict) -> None:
     """Refuse values that cannot train, each with one sentence."""
-    for name in ("NUM_EPOCHS", "BATCH_SIZE", "LEARNING_RATE"):
+    for name in ("BATCH_SIZE", "LEARNING_RATE"):
         check(0 < s[name] < math.inf, f"{name} is {s[name]}; it must be above 0 and finite")
+    check(s["NUM_EPOCHS"] >= 0, f"NUM_EPOCHS is {s['NUM_EPOCHS']}; it must be 0 or more")
     for name, most in (("NUM_EPOCHS", 10_000), ("BATCH_SIZE", 100_000)):
         check(s[name] <= most, f"{name} is {s[name]}; at most {most} is possible")
     check(0 <= s["SEED"] < 2**32, f"SEED is {s['SEED']}; it must be from 0 to 4294967295")
@@ -140,8 +141,8 @@ class _EpochLine(TrainerCallback):
         if state.is_world_process_zero:
             scores = "".join(f"valid {name} {metrics[f'eval_{key}']:.4f}  " for key, name in HEADINGS.items()
                              if f"eval_{key}" in metrics)
-            print(f"epoch {state.epoch:.0f}/{args.num_train_epochs:.0f}  loss {losses[-1]:.4f}  {scores}"
-                  f"{time.monotonic() - self.started:.0f} s", flush=True)
+            epoch = f"epoch {state.epoch:.0f}/{args.num_train_epochs:.0f}  loss {losses[-1]:.4f}" if losses else "as is"
+            print(f"{epoch}  {scores}{time.monotonic() - self.started:.0f} s", flush=True)
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -173,6 +174,17 @@ def training_arguments(s: dict, out: Path, score: str, autocast: torch.dtype | N
     return args
 
 
+def check_finished(model, s: dict) -> None:
+    """Refuse to take a model as it is whose head is new, or that learned on texts cleaned otherwise."""
+    check(not model.untrained, f"NUM_EPOCHS is 0, and {', '.join(model.untrained[:2])} of MODEL_NAME was not trained "
+          "for these labels: name a fine-tuned model, or train for an epoch or more")
+    folder = resolve(s["MODEL_NAME"])
+    if (folder / PREPROCESSING).exists():
+        learned = load_reader(folder).cleaning
+        check(learned == s["CLEANING"], f"NUM_EPOCHS is 0, and {shown(folder)} learned on texts of CLEANING {learned}, "
+              f"not {s['CLEANING']}: run again with --cleaning {learned}, or train for an epoch or more")
+
+
 def start_at_mean(model, numbers) -> None:
     """Let a new head of a number answer train's mean before it has learned anything, in place.
 
@@ -189,8 +201,9 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
     """Train the model, simulated, on DATA_DIR and write the run's folder; returns it.
 
     Training steps compute in `autocast`, or in FP32. Each epoch scores the simulated model on valid; the epoch of the
-    task's best score is kept. Writes the weights, config.json, tokenizer files, preprocessing.json, task.json,
-    training.json, and what `observe` says of the kept epoch.
+    task's best score is kept. With NUM_EPOCHS 0 a fine-tuned model is simulated, scored and kept as it is. Writes the
+    weights, config.json, tokenizer files, preprocessing.json, task.json, training.json, and what `observe` says of the
+    kept epoch.
     """
     s = settings
     check_settings(s)
@@ -204,6 +217,8 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
     check(s["MAX_LENGTH"] <= limit, f"MAX_LENGTH is {s['MAX_LENGTH']}; {s['MODEL_NAME']} reads at most {limit} tokens")
     reader = TextReader(tokenizer, s["CLEANING"], s["MAX_LENGTH"], input_names(model.config, data.task.pairs))
     rows = {name: reader.rows(data.splits[name][0]) for name in ("train", "valid")}
+    if not s["NUM_EPOCHS"]:
+        check_finished(model, s)
     begin_run(out, stage, "checkpoints")
     fingerprint = fingerprint_of(s, data.files(), model)
     choose_first_token_only(model, s["FIRST_TOKEN_ONLY"])
@@ -226,7 +241,10 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
     with trainer.args.main_process_first(desc="looking for checkpoints"):
         checkpoint = last_checkpoint(out / "checkpoints", fingerprint)
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        if s["NUM_EPOCHS"]:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        else:
+            trainer.evaluate()
     except Exception:
         if trainer.is_world_process_zero():
             delete_unfinished(out / "checkpoints")
@@ -241,12 +259,13 @@ def publish_run(out: Path, stage: str, s: dict, trainer: FineTuner, reader: Text
     """Write and record the files of a trained run, then delete its checkpoints."""
     key, name = f"eval_{data.task.score}", data.task.score_name
     epochs = [entry for entry in trainer.state.log_history if key in entry]
-    best = next(entry for entry in epochs if entry["step"] == trainer.state.best_global_step)
-    print(f"keeping epoch {best['epoch']:.0f}: valid {name} {best[key]:.4f}")
+    best = next(entry for entry in epochs if entry["step"] == (trainer.state.best_global_step or 0))
+    if s["NUM_EPOCHS"]:
+        print(f"keeping epoch {best['epoch']:.0f}: valid {name} {best[key]:.4f}")
     with atomic_folder(out) as scratch:
         save_run(scratch, trainer.model, reader, data.task)
         save(trainer.model, scratch)
-        write_json(scratch / "training.json", {"epochs": epochs, "kept_epoch": best["epoch"]})
+        write_json(scratch / "training.json", {"epochs": epochs, "kept_epoch": best.get("epoch", 0)})
         for file, value in observed.items():
             write_json(scratch / file, value)
         names = publish(scratch)

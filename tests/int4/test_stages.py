@@ -22,15 +22,6 @@ def stage(name: str, run: str, *flags, **how):
 
 
 @pytest.fixture(scope="module")
-def finetuned(train_flags):
-    """Folder of the tiny model, fine-tuned in FP32 by ptq/finetune_fp32.py."""
-    run = new_run()
-    done = run_stage_script("finetune_fp32.py", "--run", run, *train_flags, folder="ptq")
-    assert done.returncode == 0, done.stderr
-    return run_folder(run)
-
-
-@pytest.fixture(scope="module")
 def start_flags(finetuned, train_flags):
     """Flags of stage 1 that start from the fine-tuned model."""
     return (*train_flags, "--model-name", finetuned)

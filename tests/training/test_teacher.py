@@ -51,15 +51,6 @@ def test_teacher_stays_as_it_was(tiny_model):
 
 
 @pytest.fixture(scope="module")
-def finetuned(train_flags):
-    """Folder of the tiny model, fine-tuned in FP32."""
-    run = new_run()
-    done = run_stage_script("finetune_fp32.py", "--run", run, *train_flags, folder="ptq")
-    assert done.returncode == 0, done.stderr
-    return run_folder(run)
-
-
-@pytest.fixture(scope="module")
 def contradicting(small_data, tmp_path_factory):
     """Folder of the same texts, train's labels moved on by one: what the labels teach is not what the teacher says."""
     folder = tmp_path_factory.mktemp("contradicting")

@@ -4,7 +4,8 @@ Reads   MODEL_NAME, DATA_DIR/{train,valid,test}.tsv
 Writes  results/qat_against_ptq_<PRECISION>.json and .md, and models/<NAME>-<PRECISION>-<method>-<seed>/
 
 Methods: qat, ptq (the FP32 baseline, quantized after training), and for INT8 also learned (QAT with activation ranges
-learned and stored) and static (the FP32 baseline with ranges calibrated by ONNX Runtime: MinMax, int8, Q/DQ).
+learned and stored), calibrated (the FP32 baseline with the ranges that learned ones start from: NUM_EPOCHS 0) and
+static (the FP32 baseline with ranges calibrated by ONNX Runtime: MinMax, int8, Q/DQ).
 All are trained for the same number of steps by the same recipe and go through the same stages 2 to 4.
 """
 import logging
@@ -37,11 +38,12 @@ DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv
 SEEDS = "1,2,3"                 # one QAT and one FP32 training run each
 NUM_EPOCHS = 3                  # passes over train
 LEARNING_RATE = 2e-5            # peak of the linear schedule
-METHODS = "qat,ptq"             # some of qat, ptq, learned, static
+METHODS = "qat,ptq"             # some of qat, ptq, learned, calibrated, static
 CALIBRATION_TEXTS = 512         # static only: texts of train
 # --------------------------------------------------------------------------------------------------
 
 
+FINETUNE = "ptq/finetune_fp32.py"
 LEARNED = ["--activation-ranges", "learned"]
 
 
@@ -89,13 +91,17 @@ def run_stages(method: str, seed: int) -> dict:
         f"train_qat_{PRECISION}", "export_to_onnx", f"quantize_onnx_{PRECISION}", f"eval_onnx_{PRECISION}")]
     if stages[3] not in stages_of(run_dir(run)):
         train = ["--model-name", MODEL_NAME.replace("{seed}", str(seed)), "--cleaning", CLEANING, "--seed", str(seed),
-                 "--num-epochs", str(NUM_EPOCHS), "--learning-rate", str(LEARNING_RATE), "--data-dir", DATA_DIR,
-                 "--qat", str(method != "ptq").lower()]
+                 "--num-epochs", str(NUM_EPOCHS), "--learning-rate", str(LEARNING_RATE), "--data-dir", DATA_DIR]
         data = ["--data-dir", DATA_DIR]
-        flags = {stages[0]: train, stages[3]: [*data, "--rounds", "2", "--runs", "10"]}
+        flags = {stages[0]: [*train, "--qat", str(method != "ptq").lower()],
+                 stages[3]: [*data, "--rounds", "2", "--runs", "10"]}
         if PRECISION == "fp16":
             flags[stages[2]] = data
-        if method == "learned":
+        if method == "calibrated":
+            base = f"{NAME}-{PRECISION}-base-{seed}"
+            subprocess.run([sys.executable, ROOT / FINETUNE, "--run", base, *train], check=True)
+            flags[stages[0]] += ["--model-name", f"models/{base}", "--num-epochs", "0"]
+        if method in ("learned", "calibrated"):
             flags[stages[0]] += LEARNED
             flags[stages[2]] = LEARNED
         for stage in stages:
@@ -105,7 +111,7 @@ def run_stages(method: str, seed: int) -> dict:
 
 def main(settings):
     seeds = [int(seed) for seed in SEEDS.split(",")]
-    known = ("qat", "ptq", "learned", "static") if PRECISION == "int8" else ("qat", "ptq")
+    known = ("qat", "ptq", "learned", "calibrated", "static") if PRECISION == "int8" else ("qat", "ptq")
     for method in METHODS.split(","):
         check(method in known, f"METHODS names {method!r}; for {PRECISION} choose from {', '.join(known)}")
     results = {method: [run_static(seed) if method == "static" else run_stages(method, seed) for seed in seeds]

@@ -8,7 +8,6 @@ import torch
 
 from lowbit.fp16.simulation import operators, random_rows, range_lines, ranges, refuse_overflow, simulate
 from lowbit.pipeline.stage import next_command, run_stage
-from lowbit.training.distillation import drop_nothing, follower
 from lowbit.training.fine_tune import fine_tune
 
 # ---- settings: edit here, or for one run: --num-epochs 1 -----------------------------------------
@@ -28,8 +27,6 @@ SEED = 42                       # of the head's first weights, dropout and order
 FIRST_TOKEN_ONLY = True         # compute the last layer for [CLS] alone, where the classifier reads no other
 QAT = True                      # simulate FP16; --no-qat trains the FP32 baseline by the same recipe
 FP32_OPS = ""                   # ONNX operators kept in FP32, such as "LayerNormalization,Softmax"
-DROPOUT = True                  # drop values in training, as the encoder's configuration says
-DISTIL = False                  # follow the outputs of a fine-tuned MODEL_NAME as it was, beside the labels
 TF32 = True                     # TF32 products where the device has them: exact for FP16 operands (was AUTOCAST)
 # --------------------------------------------------------------------------------------------------
 
@@ -40,13 +37,7 @@ def main(settings):
     fp32_ops = operators(FP32_OPS)
     torch.backends.cuda.matmul.allow_tf32 = TF32  # BF16 would lose 3 of the 11 bits that FP16 keeps
 
-    trainer = follower()
-
     def simulate_fp16(model, _):
-        if DISTIL:
-            trainer.follow(model)
-        if not DROPOUT:
-            drop_nothing(model)
         if QAT:
             refuse_overflow(ranges(simulate(model, fp32_ops), random_rows(model)), MODEL_NAME)
 
@@ -55,7 +46,7 @@ def main(settings):
         print(*range_lines(seen), sep="\n")
         return {"fp16_ranges.json": seen}
 
-    fine_tune(settings, STAGE, simulate_fp16, observe=observe, trainer_class=trainer)
+    fine_tune(settings, STAGE, simulate_fp16, observe=observe)
     return next_command("fp16_eager/export_to_onnx.py", settings, "RUN")
 
 

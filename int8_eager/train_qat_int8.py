@@ -8,7 +8,6 @@ from lowbit.int8.arithmetic import is_learned, simulate, step_dtype
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.calibration import calibrate_scales, observed_ranges, range_lines
-from lowbit.training.distillation import drop_nothing, follower
 from lowbit.training.fine_tune import fine_tune
 from lowbit.training.lsq import refuse_lost_scales
 
@@ -35,8 +34,6 @@ CALIBRATION_TEXTS = 512         # learned only: texts of train that the scales s
 PER_CHANNEL = False             # one weight scale per output channel instead of one per tensor
 QUANTIZE_EMBEDDINGS = True      # embedding tables to 8 bits as well: a third to a half of the file
 REDUCE_RANGE = False            # 7-bit weights, for CPUs without VNNI
-DROPOUT = True                  # drop values in training, as the encoder's configuration says
-DISTIL = False                  # follow the outputs of a fine-tuned MODEL_NAME as it was, beside the labels
 AUTOCAST = True                 # BF16/FP16 arithmetic in training steps where the device has it
 # --------------------------------------------------------------------------------------------------
 
@@ -48,13 +45,7 @@ def main(settings):
     check(QAT or not learned, "ACTIVATION_RANGES is learned, but QAT is off: without it nothing is learned")
     check(CALIBRATION_TEXTS > 0, f"CALIBRATION_TEXTS is {CALIBRATION_TEXTS}; it must be above 0")
 
-    trainer = follower()
-
     def simulate_int8(model, rows):
-        if DISTIL:
-            trainer.follow(model)
-        if not DROPOUT:
-            drop_nothing(model)
         if QAT:
             simulate(model, settings)
         if learned:
@@ -66,7 +57,7 @@ def main(settings):
         return {"activation_ranges.json": seen}
 
     fine_tune(settings, STAGE, simulate_int8, autocast=step_dtype(settings), check_epoch=refuse_lost_scales,
-              observe=observe if learned else None, trainer_class=trainer)
+              observe=observe if learned else None)
     return next_command("int8_eager/export_to_onnx.py", settings, "RUN")
 
 

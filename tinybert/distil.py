@@ -38,7 +38,8 @@ from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.distillation import drop_nothing
 from lowbit.training.encoder import RUN_FILES
-from lowbit.training.fine_tune import autocast_dtype, fine_tune, training_files
+from lowbit.training.fine_tune import autocast_dtype, fine_tune
+from lowbit.training.labelled import training_files
 from lowbit.training.lsq import refuse_lost_scales
 
 # ---- settings: edit here, or for one run: --task SST-2 --losses labels ----------------------------

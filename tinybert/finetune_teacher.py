@@ -12,7 +12,8 @@ from lowbit.pipeline.manifest import is_made
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.encoder import model_files
-from lowbit.training.fine_tune import autocast_dtype, fine_tune, training_files
+from lowbit.training.fine_tune import autocast_dtype, fine_tune
+from lowbit.training.labelled import training_files
 
 # ---- settings: edit here, or for one run: --task SST-2 --num-epochs 1 -----------------------------
 RUN = "tinybert"                # first part of the names of all folders under models/ that the stages share

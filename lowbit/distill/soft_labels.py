@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from lowbit.data.tokens import Row
 from lowbit.distill.rates import LayerwiseTuner
 from lowbit.training.distillation import soft_loss
-from lowbit.training.fine_tune import to_dataset
+from lowbit.training.labelled import to_dataset
 
 IGNORED = -100  # the label of a text without one, as cross_entropy skips it
 PLACE = "place"  # column: which row of the taught arrays a text has

@@ -11,7 +11,7 @@ from lowbit.pipeline.files import resolve, run_dir, shown
 from lowbit.pipeline.manifest import MANIFEST, is_made, recorded, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.training.encoder import load_pretrained
-from lowbit.training.fine_tune import training_files
+from lowbit.training.labelled import training_files
 from lowbit.training.weights import WEIGHTS
 
 TRAINING = "training.json"

@@ -6,19 +6,15 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from torch import nn
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lowbit.data.cleaning import require_preset
-from lowbit.data.task import TASK_FILE, Task, read_task
-from lowbit.data.tokens import PREPROCESSING, Row, TextReader, input_names, load_reader, width
-from lowbit.data.tsv import SPLITS, count_shared, describe, read_split
+from lowbit.data.tokens import PREPROCESSING, Row, TextReader, input_names, load_reader
 from lowbit.measure.score import HEADINGS, quick_score
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import SCRATCH, atomic_folder, file_bytes, resolve, run_dir, shown, write_json
@@ -27,31 +23,13 @@ from lowbit.pipeline.settings import check
 from lowbit.training.checkpoints import COMPLETE, delete_unfinished, file_sizes, fingerprint_of, last_checkpoint
 from lowbit.training.encoder import load_pretrained, longest_input, save_run
 from lowbit.training.first_token import choose_first_token_only
+from lowbit.training.labelled import LabelledData, read_data, to_dataset
 from lowbit.training.weights import save_state
 
 Simulate = Callable[[nn.Module, list[Row]], None]  # gives the model its arithmetic, in place; gets train's token rows
 CheckEpoch = Callable[[nn.Module], None]  # raises UserError for a model that training has spoiled
 Observe = Callable[[nn.Module, list[Row]], dict[str, object]]  # on valid's token rows: file name -> saved as JSON
 Save = Callable[[nn.Module, Path], None]  # writes the weights into a folder
-
-
-@dataclass
-class LabelledData:
-    """What DATA_DIR holds: its task, and each split's (texts, label ids or numbers)."""
-
-    folder: Path
-    task: Task
-    splits: dict[str, tuple[list, list]]
-
-    def files(self) -> list[Path]:
-        """The files that training depends on."""
-        return training_files(self.folder)
-
-
-def training_files(folder: Path) -> list[Path]:
-    """The files of a data folder that training depends on: train, valid and, where there is one, the task."""
-    files = [folder / name for name in ("train.tsv", "valid.tsv", TASK_FILE)]
-    return files if files[-1].exists() else files[:-1]
 
 
 def check_settings(s: dict) -> None:
@@ -66,20 +44,6 @@ def check_settings(s: dict) -> None:
     check(0 <= s["WEIGHT_DECAY"] < math.inf, f"WEIGHT_DECAY is {s['WEIGHT_DECAY']}; it must be 0 or more and finite")
     check(0 <= s["WARMUP_RATIO"] < 1, f"WARMUP_RATIO is {s['WARMUP_RATIO']}; it must be from 0 to below 1")
     require_preset(s["CLEANING"])
-
-
-def read_data(s: dict) -> LabelledData:
-    """The task and the splits of DATA_DIR, each described in a line."""
-    folder = resolve(s["DATA_DIR"])
-    task = read_task(folder)
-    labels = len(task.labels) if task.labels else 1
-    known = ", ".join(task.labels) if task.labels else "none but a number, which is 1"
-    check(s["NUM_LABELS"] in (0, labels), f"NUM_LABELS is {s['NUM_LABELS']}; the data has {labels} labels: {known}")
-    splits = {name: read_split(folder, name, task) for name in SPLITS}
-    for name, (texts, answers) in splits.items():
-        shared = f", {count_shared(splits['train'][0], texts)} of them also in train" if name != "train" else ""
-        print(f"  {describe(name, texts, answers, task)}{shared}")
-    return LabelledData(folder, task, splits)
 
 
 def autocast_dtype() -> torch.dtype | None:
@@ -148,12 +112,6 @@ class _EpochLine(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_json(folder / COMPLETE, {"fingerprint": self.fingerprint, "bytes": file_sizes(folder)})
-
-
-def to_dataset(rows: list[Row], answers: list) -> Dataset:
-    """Unpadded rows; the collator pads each batch to its own longest."""
-    return Dataset.from_dict({**{name: [row[name] for row in rows] for name in rows[0]},
-                              "attention_mask": [[1] * width(row) for row in rows], "labels": answers})
 
 
 def training_arguments(s: dict, out: Path, score: str, autocast: torch.dtype | None) -> TrainingArguments:

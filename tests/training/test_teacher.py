@@ -1,14 +1,12 @@
-"""Following a teacher: the loss against its formula, a model that drops nothing, and the stages that follow one."""
+"""Following a teacher: the loss against its formula, a model that drops nothing, and whom a training follows."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
-from stage_runs import new_run, run_folder, run_stage_script
 from transformers import AutoModelForSequenceClassification
 
 from lowbit.data.task import SENTIMENT
-from lowbit.data.tokens import load_reader, pad
 from lowbit.pipeline.errors import UserError
 from lowbit.training.distillation import drop_nothing, follower, soft_loss
 from lowbit.training.encoder import load_pretrained
@@ -48,41 +46,3 @@ def test_teacher_stays_as_it_was(tiny_model):
         model.classifier.weight += 1
         assert float((model.classifier.weight - trainer.teacher.classifier.weight).mean()) == pytest.approx(1)
     assert other.teacher is None
-
-
-@pytest.fixture(scope="module")
-def contradicting(small_data, tmp_path_factory):
-    """Folder of the same texts, train's labels moved on by one: what the labels teach is not what the teacher says."""
-    folder = tmp_path_factory.mktemp("contradicting")
-    following = dict(zip(SENTIMENT.labels, SENTIMENT.labels[1:] + SENTIMENT.labels[:1], strict=True))
-    for file in small_data.glob("*.tsv"):
-        rows = [line.rsplit("\t", 1) for line in file.read_text().splitlines()]
-        if file.stem == "train":
-            rows = [(text, following[label]) for text, label in rows]
-        (folder / file.name).write_text("".join(f"{text}\t{label}\n" for text, label in rows))
-    return folder
-
-
-@pytest.mark.parametrize(("folder", "file"), [("int8_eager", "train_qat_int8.py"), ("fp16_eager", "train_qat_fp16.py")])
-def test_stage_follows_the_model_that_it_starts_from(finetuned, contradicting, train_flags, folder, file):
-    """On labels that contradict it, the model stays nearer to the teacher than one trained on the labels alone."""
-    reader = load_reader(finetuned)
-    rows = reader.rows([line.rsplit("\t", 1)[0] for line in (contradicting / "train.tsv").read_text().splitlines()])
-    given = {name: torch.from_numpy(value) for name, value in pad(rows, reader.pad_id).items()}
-
-    model = load_pretrained(str(finetuned), "", SENTIMENT)[0].eval()
-
-    def answers() -> torch.Tensor:
-        return model(**given).logits.softmax(-1)
-
-    moved = {}
-    with torch.no_grad():
-        teacher = answers()
-        for flag in ("--distil", "--no-distil"):
-            run = new_run()
-            done = run_stage_script(file, "--run", run, *train_flags, "--model-name", finetuned, "--data-dir",
-                                    contradicting, "--no-dropout", flag, folder=folder)
-            assert done.returncode == 0, done.stderr
-            model.load_state_dict(torch.load(run_folder(run) / "model_qat.pth", weights_only=True))
-            moved[flag] = float((answers() - teacher).abs().mean())
-    assert moved["--distil"] * 1.5 < moved["--no-distil"], moved

@@ -66,8 +66,8 @@ def candidate_of(run: str, kind: str) -> Candidate:
         held = read_assignment(folder / ASSIGNMENT)
         method = ("" if "BUDGET" in quantized else "qat_") + f"mixed_{held['budget'].replace('=', '_')}"
         return Candidate(method, unnamed.recipe | {"bits": held["bits"], "settings": quantized}, folder, path)
-    if not trained["QAT"]:
-        unnamed.reason = f"{run} was trained with --no-qat"
+    if not trained["QAT"] or not trained["NUM_EPOCHS"]:
+        unnamed.reason = f"{run} was trained with {'--num-epochs 0' if trained['QAT'] else '--no-qat'}"
         return unnamed
     ranges = f"_{trained.get('ACTIVATION_RANGES', 'dynamic')}" if kind != "fp16" else ""  # old runs had no choice
     return Candidate(f"qat_{ships['precision']}{ranges}", unnamed.recipe | {"settings": quantized}, folder, path)

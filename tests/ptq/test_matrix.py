@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from conftest import read_plain_rows
 from safetensors.torch import load_file
-from stage_runs import ROOT, ended_well, new_run, run_folder, run_stage_script
+from stage_runs import ROOT, changed_manifest, copy_of, ended_well, new_run, run_folder, run_stage_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lowbit.data.task import SENTIMENT
@@ -274,6 +274,18 @@ def test_qat_files_stand_in_the_same_table(with_qat, results, rows):
     assert table["qat_int8_dynamic"].keys() == table["int8_dynamic"].keys()
     assert "fp16_eager/ with --run no-such-run" in table["qat_fp16_no-such-run"]["reason"]
     assert table["int8_dynamic"] == rows["int8_dynamic"]
+
+
+def test_what_nothing_trained_is_no_qat(finished_run, baseline, small_data, tmp_path):
+    """A run of NUM_EPOCHS 0 is a row with the reason, not one of QAT."""
+    run = copy_of(finished_run)
+    with changed_manifest(run) as manifest:
+        manifest["stages"]["int8_eager/train_qat_int8.py"]["settings"]["NUM_EPOCHS"] = 0
+    done = stage(QAT, "finetuned_smsa", "--run", baseline, "--int8-runs", run, "--fp16-runs", "", "--int4-runs", "",
+                 "--data-dir", small_data, "--results", tmp_path, *MEASURE, "--rounds", 1)
+    assert done.returncode == 0, done.stderr
+    assert read_results(tmp_path / "finetuned_smsa")["files"][f"qat_int8_{run}"]["reason"] == (
+        f"{run} was trained with --num-epochs 0")
 
 
 def test_the_comparison_holds_every_row_and_picture(compared, results):

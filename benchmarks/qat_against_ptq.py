@@ -99,7 +99,8 @@ def run_stages(method: str, seed: int) -> dict:
             flags[stages[2]] = data
         if method == "calibrated":
             base = f"{NAME}-{PRECISION}-base-{seed}"
-            subprocess.run([sys.executable, ROOT / FINETUNE, "--run", base, *train], check=True)
+            if FINETUNE not in stages_of(run_dir(base)):
+                subprocess.run([sys.executable, ROOT / FINETUNE, "--run", base, *train], check=True)
             flags[stages[0]] += ["--model-name", f"models/{base}", "--num-epochs", "0"]
         if method in ("learned", "calibrated"):
             flags[stages[0]] += LEARNED

@@ -60,7 +60,7 @@ def cores() -> int:
 def give_back_memory() -> None:
     """Hand freed memory back to the system where the C library is glibc, which keeps it; others do so by themselves.
 
-    Making a session takes up to three times what it holds: a server would keep all of it as long as it runs.
+    Making a session takes more than it holds, above all where it unpacks weights: a server would keep it for good.
     """
     with contextlib.suppress(OSError, AttributeError):  # no such library, or one without this function
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -6,6 +6,8 @@ Writes  models/<RUN>/                       model_qat.pth, config.json, tokenize
                                             model_fp32.pth: the teacher's weights
 Next    export_to_onnx.py
 """
+import copy
+
 import torch
 
 from lowbit.int4.arithmetic import TEACHER, is_learned, levels_by_part, simulate
@@ -62,7 +64,10 @@ def main(settings):
 
     def simulate_int4(model, rows):
         if DISTIL:
-            trainer.follow(model)
+            check(not model.untrained, f"MODEL_NAME is {MODEL_NAME!r}, whose {', '.join(model.untrained[:2])} was not "
+                  "trained for these labels, so that nothing can be learned from it: fine-tune it first (`python "
+                  "ptq/finetune_fp32.py`), or train on the labels alone with --no-distil")
+            trainer.teacher = copy.deepcopy(model)
         if not DROPOUT:
             drop_nothing(model)
         if QAT:

@@ -6,9 +6,10 @@ Writes  models/<RUN>/                       model_qat_mixed.onnx, assignment.jso
                                             model_qat.onnx, model_fp32.onnx (the teacher), what a run's folder holds
 Next    eval_mixed.py
 """
+import copy
 import shutil
 
-from lowbit.data.task import read_task
+from lowbit.data.task import read_task, task_of_run
 from lowbit.graph.export import ONNX, export_checked
 from lowbit.int4.arithmetic import FP32 as FP32_GRAPH
 from lowbit.int4.simulation import assign, start_scales
@@ -50,13 +51,14 @@ def main(settings):
     read = recorded(mixed, MIX, ASSIGNMENT)
     source = run_dir(settings_of(mixed, MIX)["FP32_RUN"])
     read += recorded(source, FINETUNE, SOURCE, WEIGHTS, *RUN_FILES)
+    task_of_run(source, resolve(DATA_DIR))  # the teacher's answers are to other labels otherwise
     check(source.name != RUN, f"RUN is {RUN!r}, the model that the mix was made from: name another, it is made")
     like = {name: settings_of(source, FINETUNE)[name] for name in LIKE} | {"ASSIGNMENT": sha256(mixed / ASSIGNMENT)}
     held, trainer = read_assignment(mixed / ASSIGNMENT), follower()
 
     def simulate(model, rows):
         read_assignment(mixed / ASSIGNMENT, model)
-        trainer.follow(model)
+        trainer.teacher = copy.deepcopy(model)
         drop_nothing(model)
         start_scales(assign(model, levels_of(held["bits"])))
 

@@ -23,6 +23,7 @@ from lowbit.pretrain.heldout import held_out
 from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, train_masked
 from lowbit.pretrain.stream import TOKENS, left_out, marks_of, phases_of, tokenize
 from lowbit.pretrain.unigram import SPACE
+from lowbit.training.encoder import PRETRAINING
 
 # ---- settings: edit here, or for one run: --num-steps 100 ----------------------------------------
 ENCODER = "e5-small-id"         # folder under models/ of the encoder to adapt
@@ -82,7 +83,7 @@ def main(settings):
         encoder.save_pretrained(scratch, state_dict={name: tensor for name, tensor in encoder.state_dict().items()
                                                      if not name.startswith("classifier")})
         tokenizer.save_pretrained(scratch)
-        write_json(scratch / "pretraining.json",
+        write_json(scratch / PRETRAINING,
                    {"history": history, "left_out": left_out(marks), "machine": machine()})
         names = publish(scratch)
     record(out, STAGE, settings, [*read, *(corpus.files[name] for name in weights)], names)

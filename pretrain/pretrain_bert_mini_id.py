@@ -25,6 +25,7 @@ from lowbit.pretrain.heldout import held_out
 from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, train_masked
 from lowbit.pretrain.start import as_classifier, check_start, new_masked_lm
 from lowbit.pretrain.stream import TOKENS, left_out, marks_of, phases_of, sample, tokenize
+from lowbit.training.encoder import PRETRAINING
 
 # ---- settings: edit here, or for one run: --domain-steps 500 ----------------------------------------
 CORPUS_DIRS = "data/corpus_id,data/corpus_id_large"  # folders of gzipped text files, one document a line
@@ -123,7 +124,7 @@ def main(settings):
         as_classifier(model, SEED).save_pretrained(scratch)
         BertTokenizerFast(vocab=str(out / VOCAB), do_lower_case=True,
                           model_max_length=LONG_LENGTH).save_pretrained(scratch)
-        write_json(scratch / "pretraining.json",
+        write_json(scratch / PRETRAINING,
                    {"history": history, "left_out": left_out(marks), "machine": machine()})
         names = publish(scratch)
     read = [path for source, path in corpus.files.items() if source in streams or source in general]

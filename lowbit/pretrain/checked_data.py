@@ -23,7 +23,7 @@ def checked_data(source: Path, out: Path, held: HeldOut, stage: str) -> list[str
                                         if split != "train" or held.allows(str(text)))
     if stage in stages_of(out) and all((out / name).exists() and (out / name).read_bytes() == text.encode()
                                        for name, text in texts.items()):
-        return list(texts)  # as it is: another training may be reading it
+        return sorted(texts)  # as it is: another training may be reading it
     out.mkdir(parents=True, exist_ok=True)
     claim(out)
     with atomic_folder(out) as scratch:

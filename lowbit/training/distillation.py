@@ -6,13 +6,10 @@
 Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
 """
 
-import copy
-
 import torch
 from torch import nn
 from torch.nn import functional
 
-from lowbit.pipeline.settings import check
 from lowbit.training.fine_tune import FineTuner
 
 TEMPERATURE = 2.0  # of the softmax that both distributions are compared through
@@ -26,17 +23,6 @@ class Distiller(FineTuner):
 
     teacher: nn.Module | None = None
     label_weight = 0.5
-
-    @classmethod
-    def follow(cls, model: nn.Module) -> None:
-        """Make `model`, as load_pretrained() gave it and before any arithmetic is simulated in it, the teacher.
-
-        Raises UserError where its head was not trained: nothing could be learned from it.
-        """
-        check(not model.untrained, f"DISTIL is on, and {', '.join(model.untrained[:2])} of MODEL_NAME was not trained "
-              "for these labels, so that nothing can be learned from it: fine-tune it first (`python "
-              "ptq/finetune_fp32.py`), or train on the labels alone with --no-distil")
-        cls.teacher = copy.deepcopy(model)
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -15,6 +15,7 @@ from lowbit.pipeline.files import ROOT, resolve, shown, write_json
 from lowbit.training.first_token import read_first_token_only
 
 BUNDLED = "models/bert-mini-id"
+PRETRAINING = "pretraining.json"  # in the folder of an encoder that pretrain/ made: how, and that its head is new
 MODEL_FORMS = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, configuration, words
 HUB_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # of a name that gives no model
 RUN_FILES = ("config.json", PREPROCESSING, TASK_FILE, *TOKENIZER_FILES)  # what a run's model is, its weights aside
@@ -37,7 +38,7 @@ def model_files(name: str) -> list[Path]:
 def load_pretrained(name: str, revision: str, task: Task, setting: str = "MODEL_NAME"):
     """(model, tokenizer): FP32, a sequence classifier (or regressor) for `task`, never with remote code.
 
-    `model.untrained` lists the weights that the folder did not hold, or held for other labels.
+    `model.untrained` lists the weights that the folder did not hold, held for other labels, or holds as drawn.
 
     `name` is a folder (from the project's root or absolute) or a hub name, read at `revision`.
     Raises UserError, naming the `setting` that holds it, when neither gives a model.
@@ -81,6 +82,8 @@ def load_pretrained(name: str, revision: str, task: Task, setting: str = "MODEL_
     known = [before[i] for i in sorted(before)]
     if not names and task.labels and known != list(task.labels) and not known[0].startswith("LABEL_"):
         names = renew_head(model)  # it was trained to tell other labels apart
+    if not names and local and (folder / PRETRAINING).exists():  # it brings one head, so that all seeds start alike
+        names = [name for name, _ in model.named_parameters() if name.startswith("classifier")]
     model.untrained = names  # a teacher must have none
     if names:
         print(f"  new, not trained yet: {', '.join(names)}")

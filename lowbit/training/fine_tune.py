@@ -166,17 +166,19 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
     s = settings
     check_settings(s)
     out = run_dir(s["RUN"])
+    check(resolve(s["MODEL_NAME"]).resolve() != out.resolve(), f"MODEL_NAME and RUN are one folder, {shown(out)}: "
+          "choose a new name for RUN, the model would be replaced by what is made of it")
     data = read_data(s)
     set_seed(s["SEED"])
     model, tokenizer = load_pretrained(s["MODEL_NAME"], s["MODEL_REVISION"], data.task)
+    if not s["NUM_EPOCHS"]:
+        check_finished(model, s)
     if data.task.labels is None:
         start_at_mean(model, data.splits["train"][1])
     limit = longest_input(model)
     check(s["MAX_LENGTH"] <= limit, f"MAX_LENGTH is {s['MAX_LENGTH']}; {s['MODEL_NAME']} reads at most {limit} tokens")
     reader = TextReader(tokenizer, s["CLEANING"], s["MAX_LENGTH"], input_names(model.config, data.task.pairs))
     rows = {name: reader.rows(data.splits[name][0]) for name in ("train", "valid")}
-    if not s["NUM_EPOCHS"]:
-        check_finished(model, s)
     begin_run(out, stage, "checkpoints")
     fingerprint = fingerprint_of(s, data.files(), model)
     choose_first_token_only(model, s["FIRST_TOKEN_ONLY"])
@@ -223,7 +225,7 @@ def publish_run(out: Path, stage: str, s: dict, trainer: FineTuner, reader: Text
     with atomic_folder(out) as scratch:
         save_run(scratch, trainer.model, reader, data.task)
         save(trainer.model, scratch)
-        write_json(scratch / "training.json", {"epochs": epochs, "kept_epoch": best.get("epoch", 0)})
+        write_json(scratch / "training.json", {"epochs": epochs, "kept_epoch": best["epoch"]})
         for file, value in observed.items():
             write_json(scratch / file, value)
         names = publish(scratch)

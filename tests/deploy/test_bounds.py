@@ -134,8 +134,6 @@ def test_memory(packs, tmp_path, name):
 
 
 HELD = """
-import platform
-import subprocess
 import sys
 sys.path.insert(0, sys.argv[1])
 from predictor import give_back_memory

@@ -210,6 +210,18 @@ def test_killed_search_leaves_nothing_half_made(finetuned, mixed_run, small_data
     assert (folder / "model_mixed.onnx").read_bytes() == (run_folder(mixed_run) / "model_mixed.onnx").read_bytes()
 
 
+def test_a_mix_is_not_trained_on_other_labels(mixed_run, small_data, tmp_path):
+    """The teacher would have a new head, and answer by chance."""
+    other = shutil.copytree(small_data, tmp_path / "other")
+    (other / "task.json").write_text(json.dumps(
+        {"texts": ["text"], "labels": ["negative", "neutral", "positive"], "score": "macro_f1"}))
+    run = new_run()
+    done = stage(TRAIN, run, "--mixed-run", mixed_run, "--data-dir", other)
+    assert done.returncode == 2, done.stderr
+    assert "asks something else than" in done.error
+    assert not run_folder(run).exists()
+
+
 @pytest.mark.parametrize(("name", "flags", "said"), [
     (SENSITIVITY, ("--bits", "8,3"), "BITS names '3'; choose from 32, 8, 4, 2, 1.6"),
     (SENSITIVITY, ("--bits", "32,8"), "BITS names 32"),

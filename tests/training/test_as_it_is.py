@@ -1,6 +1,7 @@
 """NUM_EPOCHS 0: a model that was fine-tuned elsewhere goes through the stages with the weights that it has."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -44,6 +45,35 @@ def test_a_new_head_is_refused_as_it_is(train_flags):
     assert done.returncode == 2
     assert done.error.startswith("NUM_EPOCHS is 0, and classifier.")
     assert not run_folder(run).exists()
+
+
+def test_the_head_that_pretraining_draws_is_new(finetuned, train_flags, tmp_path):
+    """pretrain/ saves one head for all seeds to start from: no weights are missing, and yet nothing trained them."""
+    encoder = shutil.copytree(finetuned, tmp_path / "encoder")
+    (encoder / "pretraining.json").write_text("{}")
+    for folder, train in (("int8_eager", "train_qat_int8.py"), ("int4_eager", "train_qat_int4.py")):
+        run = new_run()
+        done = run_stage_script(train, "--run", run, *train_flags, "--model-name", encoder, *AS_IT_IS, folder=folder)
+        assert done.returncode == 2
+        assert "NUM_EPOCHS is 0, and classifier.weight, classifier.bias of MODEL_NAME" in done.error
+        assert not run_folder(run).exists()
+    done = run_stage_script(train, "--run", run, *train_flags, "--model-name", encoder, folder=folder)
+    assert "classifier.weight, classifier.bias was not trained for these labels" in done.error
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_model_is_not_replaced_by_what_is_made_of_it(finetuned, train_flags, epochs):
+    """RUN and MODEL_NAME are one folder, by name or by a link: what trained it stays on record."""
+    before = {path.name: path.read_bytes() for path in finetuned.iterdir()}
+    link = run_folder(new_run())
+    link.symlink_to(finetuned)
+    for run in (finetuned.name, link.name):
+        done = run_stage_script("finetune_fp32.py", "--run", run, *train_flags, "--model-name", finetuned,
+                                "--num-epochs", epochs, folder="ptq")
+        assert done.returncode == 2
+        assert done.error.startswith("MODEL_NAME and RUN are one folder")
+    link.unlink()
+    assert {path.name: path.read_bytes() for path in finetuned.iterdir()} == before
 
 
 def test_other_cleaning_is_refused_as_it_is(finetuned, train_flags):

@@ -4,8 +4,9 @@ Reads   MODEL_NAME, DATA_DIR/{train,valid,test}.tsv
 Writes  results/qat_against_ptq_<PRECISION>.json and .md, and models/<NAME>-<PRECISION>-<method>-<seed>/
 
 Methods: qat, ptq (the FP32 baseline, quantized after training), and for INT8 also learned (QAT with activation ranges
-learned and stored), calibrated (the FP32 baseline with the ranges that learned ones start from: NUM_EPOCHS 0) and
-static (the FP32 baseline with ranges calibrated by ONNX Runtime: MinMax, int8, Q/DQ).
+learned and stored), calibrated (the FP32 baseline with the ranges that learned ones start from: NUM_EPOCHS 0),
+static (the FP32 baseline by ONNX Runtime's static quantizer as it is usually called: MinMax, int8, Q/DQ) and
+static_inputs (the same call, told to leave what products give in floats, as every other method does).
 All are trained for the same number of steps by the same recipe and go through the same stages 2 to 4.
 """
 import logging
@@ -28,6 +29,7 @@ from lowbit.pipeline.machine import machine, versions
 from lowbit.pipeline.manifest import stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
+from lowbit.ptq.files import SOURCE
 
 # ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
 PRECISION = "int8"              # int8 or fp16: whose four stages are run
@@ -38,13 +40,14 @@ DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv
 SEEDS = "1,2,3"                 # one QAT and one FP32 training run each
 NUM_EPOCHS = 3                  # passes over train
 LEARNING_RATE = 2e-5            # peak of the linear schedule
-METHODS = "qat,ptq"             # some of qat, ptq, learned, calibrated, static
+METHODS = "qat,ptq"             # some of qat, ptq, learned, calibrated, static, static_inputs
 CALIBRATION_TEXTS = 512         # static only: texts of train
 # --------------------------------------------------------------------------------------------------
 
 
 FINETUNE = "ptq/finetune_fp32.py"
 LEARNED = ["--activation-ranges", "learned"]
+STATIC: dict = {"static": {}, "static_inputs": {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}}
 
 
 class Texts(CalibrationDataReader):
@@ -57,11 +60,24 @@ class Texts(CalibrationDataReader):
         return next(self.inputs, None)
 
 
-def run_static(seed: int) -> dict:
+def baseline(seed: int) -> str:
+    """The FP32 run that calibrated and static files are made from, trained unless it is there."""
+    run = f"{NAME}-{PRECISION}-base-{seed}"
+    if FINETUNE not in stages_of(run_dir(run)):
+        subprocess.run([sys.executable, ROOT / FINETUNE, "--run", run, *training(seed)], check=True)
+    return run
+
+
+def training(seed: int) -> list[str]:
+    """Flags of every training of a seed."""
+    return ["--model-name", MODEL_NAME.replace("{seed}", str(seed)), "--cleaning", CLEANING, "--seed", str(seed),
+            "--num-epochs", str(NUM_EPOCHS), "--learning-rate", str(LEARNING_RATE), "--data-dir", DATA_DIR]
+
+
+def run_static(method: str, seed: int) -> dict:
     """What a results.json says, as far as the table needs it, of the FP32 baseline quantized statically."""
-    run_stages("ptq", seed)
-    folder = run_dir(f"{NAME}-{PRECISION}-ptq-{seed}")
-    path, made = folder / "model_qat.onnx", run_dir(f"{NAME}-{PRECISION}-static-{seed}") / "model_int8.onnx"
+    folder = run_dir(baseline(seed))
+    path, made = folder / SOURCE, run_dir(f"{NAME}-{PRECISION}-{method}-{seed}") / "model_int8.onnx"
     made.parent.mkdir(exist_ok=True)
     reader, task = load_reader(folder), read_task(folder)
     data = {split: read_split(resolve(DATA_DIR), split, task) for split in ("train", "valid", "test")}
@@ -70,7 +86,7 @@ def run_static(seed: int) -> dict:
     quantize_static(path, made, Texts(random.Random(0).sample(rows["train"], CALIBRATION_TEXTS)),
                     activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, op_types_to_quantize=[
                         "MatMul", "Gemm", "Gather"], calibrate_method=CalibrationMethod.MinMax,
-                    extra_options={"DedicatedQDQPair": True})
+                    extra_options={"DedicatedQDQPair": True} | STATIC[method])
     files, outputs, truth = {}, {}, data["test"][1]
     for name, file in (("FP32", path), ("INT8", made)):
         with Session(file, "CPUExecutionProvider", 0) as session:
@@ -90,18 +106,13 @@ def run_stages(method: str, seed: int) -> dict:
     stages = [f"{folder}/{name}.py" for name in (
         f"train_qat_{PRECISION}", "export_to_onnx", f"quantize_onnx_{PRECISION}", f"eval_onnx_{PRECISION}")]
     if stages[3] not in stages_of(run_dir(run)):
-        train = ["--model-name", MODEL_NAME.replace("{seed}", str(seed)), "--cleaning", CLEANING, "--seed", str(seed),
-                 "--num-epochs", str(NUM_EPOCHS), "--learning-rate", str(LEARNING_RATE), "--data-dir", DATA_DIR]
         data = ["--data-dir", DATA_DIR]
-        flags = {stages[0]: [*train, "--qat", str(method != "ptq").lower()],
+        flags = {stages[0]: [*training(seed), "--qat", str(method != "ptq").lower()],
                  stages[3]: [*data, "--rounds", "2", "--runs", "10"]}
         if PRECISION == "fp16":
             flags[stages[2]] = data
         if method == "calibrated":
-            base = f"{NAME}-{PRECISION}-base-{seed}"
-            if FINETUNE not in stages_of(run_dir(base)):
-                subprocess.run([sys.executable, ROOT / FINETUNE, "--run", base, *train], check=True)
-            flags[stages[0]] += ["--model-name", f"models/{base}", "--num-epochs", "0"]
+            flags[stages[0]] += ["--model-name", f"models/{baseline(seed)}", "--num-epochs", "0"]
         if method in ("learned", "calibrated"):
             flags[stages[0]] += LEARNED
             flags[stages[2]] = LEARNED
@@ -112,10 +123,10 @@ def run_stages(method: str, seed: int) -> dict:
 
 def main(settings):
     seeds = [int(seed) for seed in SEEDS.split(",")]
-    known = ("qat", "ptq", "learned", "calibrated", "static") if PRECISION == "int8" else ("qat", "ptq")
+    known = ("qat", "ptq", "learned", "calibrated", *STATIC) if PRECISION == "int8" else ("qat", "ptq")
     for method in METHODS.split(","):
         check(method in known, f"METHODS names {method!r}; for {PRECISION} choose from {', '.join(known)}")
-    results = {method: [run_static(seed) if method == "static" else run_stages(method, seed) for seed in seeds]
+    results = {method: [run_static(method, seed) if method in STATIC else run_stages(method, seed) for seed in seeds]
                for method in METHODS.split(",")}
     table, lines = {}, ["| run | file | accuracy | macro-F1 | each seed |", "|---|---|---|---|---|"]
     for method, runs in results.items():

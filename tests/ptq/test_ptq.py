@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import load_tensors_data
 from scipy.special import rel_entr
 
+from lowbit.data.tokens import pad
 from lowbit.data.tokens import width as tokens_of
 from lowbit.graph.census import census, linear_bytes
 from lowbit.ptq.files import ask_child
@@ -220,6 +221,30 @@ def test_a_static_file_runs_on_integers_with_float_logits(made):
     assert last.op_type == "MatMul"
 
 
+def test_a_channel_that_reaches_far_does_not_round_the_others_away(graph, tmp_path):
+    """The second product gives one channel 1,000 times the others' reach, which the head does not read.
+
+    QOperator's own QLinearMatMul rounds the others to zero there, and all logits are 0.
+    """
+    model = onnx.load(graph)
+    far = {"second": WEIGHTS["second"] * np.where(np.arange(HIDDEN) == 7, 1000, 1).astype(np.float32),
+           "head": WEIGHTS["head"] * (np.arange(HIDDEN) != 7)[:, None].astype(np.float32)}
+    for tensor in model.graph.initializer:
+        if tensor.name in far:
+            tensor.CopyFrom(numpy_helper.from_array(far[tensor.name], tensor.name))
+    source, ranges, made = (tmp_path / name for name in ("model_fp32.onnx", "ranges.json", "model.onnx"))
+    onnx.save(model, source)
+    options = OPTIONS | {"PER_CHANNEL": True}
+    calibrate_ranges(source, ranges, "minmax", ROWS, options)
+    recipe = {"kind": "static", "form": "qoperator", "activations": "u8", "calibration": "minmax"}
+    quantize(source, made, recipe, ranges, options)
+    assert "QLinearMatMul" not in census(made)["operators"]
+    ours, theirs = (np.concatenate([session.run(["logits"], pad([row], 0))[0] for row in ROWS])
+                    for session in (ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+                                    for path in (made, source)))
+    assert np.abs(ours - theirs).max() < 0.3 * theirs.std()
+
+
 @pytest.mark.parametrize("per_channel", (False, True))
 def test_dynamic_scales_are_one_a_tensor_or_one_a_column(made, per_channel):
     """int8 weights, scale max|w| / 127 of the tensor or of each output column."""
@@ -275,8 +300,10 @@ def test_hqq_moves_the_zero_point_and_multiplies_floats(made):
 
 @pytest.mark.parametrize("recipe", ({"kind": "fp16"}, {"kind": "dynamic", "per_channel": False},
                                     {"kind": "static", "form": "qdq", "activations": "u8", "calibration": "minmax"},
+                                    {"kind": "static", "form": "qoperator", "activations": "u8",
+                                     "calibration": "minmax"},
                                     {"kind": "int4", "algorithm": "rtn", "symmetric": True, "block_size": 64}),
-                         ids=lambda recipe: recipe["kind"])
+                         ids=lambda recipe: recipe.get("form", recipe["kind"]))
 def test_weights_beside_the_file_are_read_too(graph, made, recipe, tmp_path):
     """A source with its weights in model_fp32.onnx.data, as from 2 GB on, gives what the whole file gives."""
     source, scratch = tmp_path / "model_fp32.onnx", tmp_path / "scratch"

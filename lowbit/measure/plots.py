@@ -92,12 +92,12 @@ def plot_speed(results: dict, path: Path) -> None:
 
 
 def plot_ranges(ranges: dict, path: Path) -> None:
-    """Learned range of each activation tensor (bar) over the one it had on valid (line), layer by layer."""
+    """Range in the file of each activation tensor (bar) over the one it had on valid (line), layer by layer."""
     figure = Figure(figsize=(8, 1.2 + 0.2 * len(ranges)), layout="constrained")
     axis = figure.subplots()
     for row, held in enumerate(ranges.values()):
         low, high = held["learned"]
-        axis.barh(row, high - low, 0.62, low, color=COLOURS[1], alpha=0.75, label=None if row else "learned")
+        axis.barh(row, high - low, 0.62, low, color=COLOURS[1], alpha=0.75, label=None if row else "in the file")
         axis.plot(held["observed"], (row, row), color="black", linewidth=1, marker="|", markersize=7,
                   label=None if row else "observed on valid")
         if held["clipped"]:

@@ -77,5 +77,5 @@ def observed_ranges(model: nn.Module, rows: list[Row]) -> dict[str, dict]:
 def range_lines(seen: dict[str, dict]) -> list[str]:
     """What observed_ranges() found, as a user reads it."""
     name = max(seen, key=lambda tensor: seen[tensor]["clipped"])
-    return [f"  {len(seen)} learned activation scales; over valid at most {100 * seen[name]['clipped']:.2g} % of a "
-            f"tensor's values lie beyond its range ({name})"]
+    return [f"  {len(seen)} activation scales for the file; over valid at most {100 * seen[name]['clipped']:.2g} % of "
+            f"a tensor's values lie beyond its range ({name})"]

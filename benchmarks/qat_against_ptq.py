@@ -30,6 +30,7 @@ from lowbit.pipeline.manifest import stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import run_stage
 from lowbit.ptq.files import SOURCE
+from lowbit.ptq.methods import PRODUCTS, TABLES
 
 # ---- settings: edit here, or for one run: --seeds 1 ----------------------------------------------
 PRECISION = "int8"              # int8 or fp16: whose four stages are run
@@ -47,7 +48,7 @@ CALIBRATION_TEXTS = 512         # static only: texts of train
 
 FINETUNE = "ptq/finetune_fp32.py"
 LEARNED = ["--activation-ranges", "learned"]
-STATIC: dict = {"static": {}, "static_inputs": {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]}}
+STATIC: dict = {"static": {}, "static_inputs": {"OpTypesToExcludeOutputQuantization": PRODUCTS}}
 
 
 class Texts(CalibrationDataReader):
@@ -84,8 +85,8 @@ def run_static(method: str, seed: int) -> dict:
     rows = {split: reader.rows(texts) for split, (texts, _) in data.items()}
     logging.getLogger().setLevel(logging.ERROR)
     quantize_static(path, made, Texts(random.Random(0).sample(rows["train"], CALIBRATION_TEXTS)),
-                    activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, op_types_to_quantize=[
-                        "MatMul", "Gemm", "Gather"], calibrate_method=CalibrationMethod.MinMax,
+                    activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+                    op_types_to_quantize=PRODUCTS + TABLES, calibrate_method=CalibrationMethod.MinMax,
                     extra_options={"DedicatedQDQPair": True} | STATIC[method])
     files, outputs, truth = {}, {}, data["test"][1]
     for name, file in (("FP32", path), ("INT8", made)):

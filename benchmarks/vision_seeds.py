@@ -20,6 +20,8 @@ NAME = "cifar10"                # of the runs and of the results
 DATA_DIR = "data/cifar10_small"  # folder of train/, valid/, test/
 MODEL = "resnet20"              # as in vision/qat_pytorch.py
 WEIGHTS = "none"                # as there: a file, default or none
+MEAN = "0.485,0.456,0.406"      # of the pictures that the weights know, as in vision/calibration_dataset.py
+STD = "0.229,0.224,0.225"       # as there
 SIZE = 32                       # side of a network's input, pixels; pictures are resized to it
 FP32_EPOCHS = 0                 # passes over train before anything is quantized
 FP32_RATE = 1e-3                # peak learning rate of these
@@ -46,7 +48,8 @@ def run_seed(seed):
         print(f"  {run} was evaluated before")
         return
     here = ("--run", run, "--data-dir", DATA_DIR)
-    run_script("calibration_dataset", *here, "--size", SIZE, "--resize", SIZE, "--seed", seed)
+    run_script("calibration_dataset", *here, "--size", SIZE, "--resize", SIZE, "--mean", MEAN, "--std", STD,
+               "--seed", seed)
     run_script("qat_pytorch", *here, "--model", MODEL, "--weights", WEIGHTS, "--batch-size", BATCH_SIZE,
                "--fp32-epochs", FP32_EPOCHS, "--fp32-rate", FP32_RATE, "--frozen-epochs", FROZEN_EPOCHS,
                "--qat-epochs", QAT_EPOCHS, "--qat-rate", QAT_RATE, "--weight-bits", WEIGHT_BITS, "--seed", seed)

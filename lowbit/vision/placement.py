@@ -54,6 +54,10 @@ def fold(model: nn.Module) -> fx.GraphModule:
             _split_silu(graph, node)
         elif kind in ADDITIONS and all(isinstance(given, fx.Node) for given in node.args):
             _name_addition(model, graph, node)
+        elif node.op == "call_method" and node.target == "view" and node.args[2:] == (-1,):
+            with graph.inserting_before(node):  # of [batch, -1]: without the batch's size, which is no tensor
+                node.replace_all_uses_with(graph.call_function(torch.flatten, (node.args[0], 1)))
+            graph.erase_node(node)
     _fold_layers(model, graph)
     folded = fx.GraphModule(model, graph)
     folded.graph.eliminate_dead_code()

@@ -1,6 +1,7 @@
 """Stage 1 of 4: train weights of 4 or 2 bits in, with the arithmetic of the file simulated in every step.
 
 Reads   DATA_DIR/{train,valid,test}.tsv     text<TAB>label (python data/download_smsa.py), and task.json if there is one
+        UNLABELLED                          texts without labels, one a line, if it is set
         MODEL_NAME                          best a fine-tuned model (ptq/finetune_fp32.py); it is also the teacher
 Writes  models/<RUN>/                       model_qat.pth, config.json, tokenizer files, preprocessing.json, task.json,
                                             model_fp32.pth: the teacher's weights
@@ -17,7 +18,7 @@ from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.training.calibration import calibrate_scales, observed_ranges, range_lines
 from lowbit.training.distillation import drop_nothing, follower
-from lowbit.training.fine_tune import autocast_dtype, fine_tune
+from lowbit.training.fine_tune import FineTuner, autocast_dtype, fine_tune
 from lowbit.training.lsq import refuse_lost_scales
 from lowbit.training.weights import save_state
 
@@ -29,7 +30,7 @@ DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv, from
 CLEANING = "negation-safe"      # text cleaning: documents, negation-safe or minimal; saved with the model
 MAX_LENGTH = 128                # tokens; longer texts are cut and counted
 NUM_LABELS = 0                  # labels; 0 = as task.json says, without it 3: positive 0, neutral 1, negative 2
-NUM_EPOCHS = 3                  # passes over train; the best on valid is kept; 0: a fine-tuned model as it is
+NUM_EPOCHS = 3                  # passes over train; that of least loss on valid is kept; 0: the model as it is
 BATCH_SIZE = 32                 # texts a step and device
 LEARNING_RATE = 5e-5            # peak of the linear schedule; 3e-4 at 2 bits and fewer, less for large encoders
 WARMUP_RATIO = 0.1              # share of the steps until the peak
@@ -46,6 +47,9 @@ QUANTIZE_ATTENTION = True       # learned only: attention's two products on inte
 CALIBRATION_TEXTS = 512         # learned only: texts of train that the activation scales start from
 DROPOUT = False                 # drop values in training, as the encoder's configuration says
 DISTIL = True                   # follow the outputs of MODEL_NAME as it was before training, beside the labels
+LABEL_WEIGHT = 0.5              # with DISTIL: weight of the label loss beside it; 0: the teacher alone is followed
+UNLABELLED = ""                 # with DISTIL: text files, one text a line, plain or .gz, with commas; read beside train
+UNLABELLED_TEXTS = 20000        # of them, drawn by SEED; 0: all
 AUTOCAST = False                # BF16 arithmetic in training steps where the device has it
 # --------------------------------------------------------------------------------------------------
 
@@ -60,7 +64,9 @@ def main(settings):
     check(not MODEL_NAME.startswith("models/") or resolve(MODEL_NAME).is_dir(),
           f"MODEL_NAME is {MODEL_NAME!r}, and there is no such folder: fine-tune an encoder first with `python "
           f"ptq/finetune_fp32.py`, or name an encoder and --no-distil")
-    trainer = follower()
+    check(DISTIL or not UNLABELLED, "UNLABELLED names texts without labels, but DISTIL is off: without a teacher "
+          "nothing can be learned from them")
+    trainer = follower(LABEL_WEIGHT)
 
     def simulate_int4(model, rows):
         if DISTIL:
@@ -87,7 +93,8 @@ def main(settings):
 
     autocast = autocast_dtype() if AUTOCAST else None
     fine_tune(settings, STAGE, simulate_int4, autocast=None if autocast is torch.float16 else autocast,
-              check_epoch=refuse_lost_scales, observe=observe if learned else None, save=save, trainer_class=trainer)
+              check_epoch=refuse_lost_scales, observe=observe if learned else None, save=save,
+              trainer_class=trainer if DISTIL else FineTuner)
     return next_command("int4_eager/export_to_onnx.py", settings, "RUN")
 
 

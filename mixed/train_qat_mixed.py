@@ -2,6 +2,7 @@
 
 Reads   models/<MIXED_RUN>/assignment.json  (mixed_precision.py), and the fine-tuned model that it was made from
         DATA_DIR/{train,valid,test}.tsv     train to learn from, valid to choose the epoch
+        UNLABELLED                          texts without labels, one a line, if it is set
 Writes  models/<RUN>/                       model_qat_mixed.onnx, assignment.json, census.json, model_qat.pth,
                                             model_qat.onnx, model_fp32.onnx (the teacher), what a run's folder holds
 Next    eval_mixed.py
@@ -30,12 +31,15 @@ from lowbit.training.weights import save_state
 RUN = "indobert-qat-mixed-smsa"  # folder under models/ that is made
 MIXED_RUN = "indobert-mixed-smsa"  # folder under models/ of mixed_precision.py: bits, start and teacher
 DATA_DIR = "data"               # folder of train.tsv, valid.tsv, test.tsv, from the project's root
-NUM_EPOCHS = 3                  # passes over train; the best on valid is kept
+NUM_EPOCHS = 3                  # passes over train; that of least loss on valid is kept
 BATCH_SIZE = 32                 # texts a step and device
 LEARNING_RATE = 5e-5            # peak of the linear schedule; 3e-4 where most weights have 2 bits
 WARMUP_RATIO = 0.1              # share of the steps until the peak
 WEIGHT_DECAY = 0.01             # AdamW, on matrices only
-SEED = 42                       # of the order
+SEED = 42                       # of the order, and of the draw of UNLABELLED
+LABEL_WEIGHT = 0.5              # of the label loss beside the teacher's; 0: the teacher alone is followed
+UNLABELLED = ""                 # text files, one text a line, plain or .gz, with commas; read beside train
+UNLABELLED_TEXTS = 20000        # of them; 0: all
 OPSET = 17                      # ONNX operator set of the graph; 17 or higher
 # --------------------------------------------------------------------------------------------------
 
@@ -54,7 +58,7 @@ def main(settings):
     task_of_run(source, resolve(DATA_DIR))  # the teacher's answers are to other labels otherwise
     check(source.name != RUN, f"RUN is {RUN!r}, the model that the mix was made from: name another, it is made")
     like = {name: settings_of(source, FINETUNE)[name] for name in LIKE} | {"ASSIGNMENT": sha256(mixed / ASSIGNMENT)}
-    held, trainer = read_assignment(mixed / ASSIGNMENT), follower()
+    held, trainer = read_assignment(mixed / ASSIGNMENT), follower(LABEL_WEIGHT)
 
     def simulate(model, rows):
         read_assignment(mixed / ASSIGNMENT, model)

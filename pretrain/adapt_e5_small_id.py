@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, BertForSequenceClassification
 from transformers.utils import logging
 
+from lowbit.data.heldout import held_out
 from lowbit.data.tokens import TOKENIZER_FILES
 from lowbit.pipeline.files import atomic_folder, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import machine
@@ -19,7 +20,6 @@ from lowbit.pipeline.manifest import begin_run, digests, publish, record, record
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
-from lowbit.pretrain.heldout import held_out
 from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, train_masked
 from lowbit.pretrain.stream import TOKENS, left_out, marks_of, phases_of, tokenize
 from lowbit.pretrain.unigram import SPACE

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
+from lowbit.data.heldout import held_out
 from lowbit.data.task import SENTIMENT
 from lowbit.data.tokens import TextReader
 from lowbit.data.tsv import read_split
@@ -21,7 +22,6 @@ from lowbit.pipeline.manifest import stages_of
 from lowbit.pipeline.settings import check, whole_numbers
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
-from lowbit.pretrain.heldout import held_out
 from lowbit.pretrain.runs import is_packed, kept_epoch, load_packed, made_by, score_lines
 from lowbit.pretrain.unlabelled import chosen_texts, judge, taught_of
 from lowbit.training.fine_tune import autocast_dtype, fine_tune

@@ -16,12 +16,12 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast
 from transformers.utils import logging
 
+from lowbit.data.heldout import held_out
 from lowbit.pipeline.files import atomic_folder, resolve, run_dir, sha256, shown, write_json, write_text
 from lowbit.pipeline.machine import machine
 from lowbit.pipeline.manifest import begin_run, digests, publish, record
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
-from lowbit.pretrain.heldout import held_out
 from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, train_masked
 from lowbit.pretrain.start import as_classifier, check_start, new_masked_lm
 from lowbit.pretrain.stream import TOKENS, left_out, marks_of, phases_of, sample, tokenize

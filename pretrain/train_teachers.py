@@ -6,12 +6,12 @@ Writes  models/<ENCODER>-<CLEANING>-<seed>/ what every training stage writes
         models/<CHECKED>/                   the rows that are trained on, with valid and test
 Next    distill_bert_mini_id.py
 """
+from lowbit.data.heldout import held_out
 from lowbit.distill.rates import LayerwiseTuner
 from lowbit.pipeline.files import resolve, run_dir, sha256, shown
 from lowbit.pipeline.settings import check, whole_numbers
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.checked_data import checked_data
-from lowbit.pretrain.heldout import held_out
 from lowbit.pretrain.runs import kept_epoch, score_lines
 from lowbit.training.fine_tune import autocast_dtype, fine_tune
 from lowbit.training.weights import save_state

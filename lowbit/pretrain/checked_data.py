@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from lowbit.data.heldout import HeldOut
 from lowbit.data.task import SENTIMENT
 from lowbit.data.tsv import SPLITS, read_split
 from lowbit.pipeline.files import atomic_folder, claim, shown
 from lowbit.pipeline.manifest import publish, record, stages_of
 from lowbit.pipeline.settings import check
-from lowbit.pretrain.heldout import HeldOut
 
 
 def checked_data(source: Path, out: Path, held: HeldOut, stage: str) -> list[str]:

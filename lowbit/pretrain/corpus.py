@@ -7,10 +7,10 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from lowbit.data.heldout import HeldOut
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import resolve, shown
 from lowbit.pipeline.settings import check
-from lowbit.pretrain.heldout import HeldOut
 
 ENDING = ".txt.gz"
 PART = 20_000  # documents held in memory together

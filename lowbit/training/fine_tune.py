@@ -61,6 +61,7 @@ class FineTuner(Trainer):
     A stage that trains by another loss hands a subclass to fine_tune().
     """
 
+    by_loss = False  # the epoch of least loss on valid is kept; else that of the task's best score
     train_dtype: torch.dtype | None = None
     unfit_epochs: float = 0.0  # first epochs, after which the weights are not what is wanted yet: none of them is kept
 
@@ -87,8 +88,9 @@ class _Progress(ProgressCallback):
 class _EpochLine(TrainerCallback):
     """One line an epoch, and a mark in every checkpoint that was written to its end."""
 
-    def __init__(self, fingerprint: str, check_epoch: CheckEpoch | None):
-        self.fingerprint, self.check_epoch, self.started = fingerprint, check_epoch, time.monotonic()
+    def __init__(self, fingerprint: str, check_epoch: CheckEpoch | None, by_loss: bool):
+        self.fingerprint, self.check_epoch, self.by_loss = fingerprint, check_epoch, by_loss
+        self.started = time.monotonic()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.started = time.monotonic()
@@ -103,7 +105,8 @@ class _EpochLine(TrainerCallback):
             self.check_epoch(model)
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         if state.is_world_process_zero:
-            scores = "".join(f"valid {name} {metrics[f'eval_{key}']:.4f}  " for key, name in HEADINGS.items()
+            told = ({"loss": "loss"} if self.by_loss else {}) | HEADINGS
+            scores = "".join(f"valid {name} {metrics[f'eval_{key}']:.4f}  " for key, name in told.items()
                              if f"eval_{key}" in metrics)
             epoch = f"epoch {state.epoch:.0f}/{args.num_train_epochs:.0f}  loss {losses[-1]:.4f}" if losses else "as is"
             print(f"{epoch}  {scores}{time.monotonic() - self.started:.0f} s", flush=True)
@@ -114,8 +117,8 @@ class _EpochLine(TrainerCallback):
             write_json(folder / COMPLETE, {"fingerprint": self.fingerprint, "bytes": file_sizes(folder)})
 
 
-def training_arguments(s: dict, out: Path, score: str, autocast: torch.dtype | None) -> TrainingArguments:
-    """The recipe: a linear schedule, texts grouped by length, the epoch of best `score` on valid kept."""
+def training_arguments(s: dict, out: Path, kept_by: str, autocast: torch.dtype | None) -> TrainingArguments:
+    """The recipe: a linear schedule, texts grouped by length, the epoch of best score or least loss on valid kept."""
     args = TrainingArguments(
         output_dir=str(out / "checkpoints"), num_train_epochs=s["NUM_EPOCHS"], learning_rate=s["LEARNING_RATE"],
         per_device_train_batch_size=s["BATCH_SIZE"], per_device_eval_batch_size=64,
@@ -123,7 +126,7 @@ def training_arguments(s: dict, out: Path, score: str, autocast: torch.dtype | N
         train_sampling_strategy="group_by_length", fp16=autocast is torch.float16,
         eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", logging_nan_inf_filter=False,
         save_total_limit=1,
-        load_best_model_at_end=True, metric_for_best_model=score, greater_is_better=True,
+        load_best_model_at_end=True, metric_for_best_model=kept_by, greater_is_better=kept_by != "loss",
         use_cpu=not torch.cuda.is_available(), average_tokens_across_devices=False, report_to="none",
         dataloader_pin_memory=torch.cuda.is_available())
     if args.n_gpu > 1:  # DataParallel would measure a range by replica, and its replicas cannot share a scale
@@ -159,9 +162,9 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
     """Train the model, simulated, on DATA_DIR and write the run's folder; returns it.
 
     Training steps compute in `autocast`, or in FP32. Each epoch scores the simulated model on valid; the epoch of the
-    task's best score is kept. With NUM_EPOCHS 0 a fine-tuned model is simulated, scored and kept as it is. Writes the
-    weights, config.json, tokenizer files, preprocessing.json, task.json, training.json, and what `observe` says of the
-    kept epoch.
+    task's best score, or of the trainer's least loss, is kept. With NUM_EPOCHS 0 a fine-tuned model is simulated,
+    scored and kept as it is. Writes the weights, config.json, tokenizer files, preprocessing.json, task.json,
+    training.json, and what `observe` says of the kept epoch.
     """
     s = settings
     check_settings(s)
@@ -178,18 +181,18 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
     limit = longest_input(model)
     check(s["MAX_LENGTH"] <= limit, f"MAX_LENGTH is {s['MAX_LENGTH']}; {s['MODEL_NAME']} reads at most {limit} tokens")
     reader = TextReader(tokenizer, s["CLEANING"], s["MAX_LENGTH"], input_names(model.config, data.task.pairs))
-    rows = {name: reader.rows(data.splits[name][0]) for name in ("train", "valid")}
+    (texts, answers), (valid_texts, valid_answers) = data.learned(), data.splits["valid"]
+    rows, valid_rows = reader.rows(texts), reader.rows(valid_texts)
     begin_run(out, stage, "checkpoints")
     fingerprint = fingerprint_of(s, data.files(), model)
     choose_first_token_only(model, s["FIRST_TOKEN_ONLY"])
     if simulate:
-        simulate(model, rows["train"])
-    answers = {name: data.splits[name][1] for name in rows}
+        simulate(model, rows[: len(data.splits["train"][0])])
     trainer = trainer_class(
-        model=model, args=training_arguments(s, out, data.task.score, autocast),
-        train_dataset=to_dataset(rows["train"], answers["train"]),
-        eval_dataset=to_dataset(rows["valid"], answers["valid"]), processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer), callbacks=[_EpochLine(fingerprint, check_epoch)],
+        model=model, args=training_arguments(s, out, "loss" if trainer_class.by_loss else data.task.score, autocast),
+        train_dataset=to_dataset(rows, answers), eval_dataset=to_dataset(valid_rows, valid_answers),
+        processing_class=tokenizer, data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[_EpochLine(fingerprint, check_epoch, trainer_class.by_loss)],
         compute_metrics=lambda p: quick_score(p.label_ids, p.predictions, data.task))
     trainer.train_dtype = autocast
     for printer in (ProgressCallback, PrinterCallback):
@@ -210,7 +213,7 @@ def fine_tune(settings: dict, stage: str, simulate: Simulate | None = None, *, a
             delete_unfinished(out / "checkpoints")
         raise
     if trainer.is_world_process_zero():  # the first process alone writes the artifacts
-        publish_run(out, stage, s, trainer, reader, data, save, observe(model, rows["valid"]) if observe else {})
+        publish_run(out, stage, s, trainer, reader, data, save, observe(model, valid_rows) if observe else {})
     return out
 
 
@@ -221,7 +224,8 @@ def publish_run(out: Path, stage: str, s: dict, trainer: FineTuner, reader: Text
     epochs = [entry for entry in trainer.state.log_history if key in entry]
     best = next(entry for entry in epochs if entry["step"] == (trainer.state.best_global_step or 0))
     if s["NUM_EPOCHS"]:
-        print(f"keeping epoch {best['epoch']:.0f}: valid {name} {best[key]:.4f}")
+        why = f", of least loss on valid, {best['eval_loss']:.4f}" if trainer.by_loss else ""
+        print(f"keeping epoch {best['epoch']:.0f}{why}: valid {name} {best[key]:.4f}")
     with atomic_folder(out) as scratch:
         save_run(scratch, trainer.model, reader, data.task)
         save(trainer.model, scratch)

@@ -23,6 +23,7 @@ from transformers import (
     BertForSequenceClassification,
 )
 
+from lowbit.data.heldout import HeldOut, held_out
 from lowbit.data.task import SENTIMENT
 from lowbit.distill.rates import LayerwiseTuner, depth
 from lowbit.distill.soft_labels import IGNORED, PLACE, Distiller, Taught, taught_dataset
@@ -30,7 +31,6 @@ from lowbit.distill.teachers import agreed, disagreement, on_main_axes
 from lowbit.pipeline.errors import UserError
 from lowbit.pretrain.checked_data import checked_data
 from lowbit.pretrain.corpus import Corpus
-from lowbit.pretrain.heldout import HeldOut, held_out
 from lowbit.pretrain.unlabelled import chosen_texts, digest_of, taught_of
 
 LOGITS = np.array([[2.0, 0, 0], [0, 1.0, 0], [0, 0, 3.0]], np.float32)
@@ -202,7 +202,7 @@ def test_checked_rows_serve_several_trainings_at_once(small_data, tmp_path):
     """While this process holds the folder, another that wants the same rows takes them; other rows are refused."""
     checked_data(small_data, tmp_path / "checked", HeldOut(["lain"]), "a stage")
     asked = ("import sys; from pathlib import Path; from lowbit.pretrain.checked_data import checked_data; "
-             "from lowbit.pretrain.heldout import HeldOut; "
+             "from lowbit.data.heldout import HeldOut; "
              "checked_data(*map(Path, sys.argv[1:3]), HeldOut([sys.argv[3]]), 'a stage')")
     done = [subprocess.run([sys.executable, "-c", asked, small_data, tmp_path / "checked", text], capture_output=True,
                            text=True, cwd=ROOT) for text in ("lain", read_plain_rows("train", small_data)[3][0])]

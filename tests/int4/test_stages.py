@@ -1,15 +1,21 @@
 """The four stages by path on a two-layer model: from a fine-tuned start to a report, refusals, kills, packing."""
 
+import gzip
 import importlib.util
 import json
 import shutil
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from scipy.special import softmax
 from stage_runs import EXPORT, ROOT, changed_manifest, ended_well, new_run, run_folder, run_stage_script
 
+from lowbit.data.tokens import load_reader
+from lowbit.data.tsv import read_tsv
 from lowbit.int4.levels import LEVELS
+from lowbit.measure.session import Session
 
 TRAIN, QUANTIZE, EVALUATE = "train_qat_int4.py", "quantize_onnx_int4.py", "eval_onnx_int4.py"
 ORDER = (TRAIN, EXPORT, QUANTIZE, EVALUATE)
@@ -84,6 +90,27 @@ def test_run_is_recorded_and_compared_with_its_teacher(run_two, finetuned):
     assert all(torch.equal(teacher[name], start[name]) for name in start)
 
 
+def outputs(path, reader, texts):
+    """Logits of a file, one text at a time."""
+    with Session(path, "CPUExecutionProvider", 1) as session:
+        return session.logits(reader.rows(texts), reader.pad_id)
+
+
+def test_epoch_that_lies_nearest_to_the_teacher_is_kept(pipeline_two, run_two, small_data):
+    """That of least loss on valid, which is the trained loss of the kept weights against the teacher's outputs."""
+    history = json.loads((run_folder(run_two) / "training.json").read_text())
+    losses = {one["epoch"]: one["eval_loss"] for one in history["epochs"]}
+    assert history["kept_epoch"] == min(losses, key=losses.get)
+    kept = losses[history["kept_epoch"]]
+    assert f"of least loss on valid, {kept:.4f}: valid macro-F1" in pipeline_two[1][TRAIN].stdout
+    (texts, labels), reader = read_tsv(small_data / "valid.tsv"), load_reader(run_folder(run_two))
+    ours, theirs = (outputs(run_folder(run_two) / name, reader, texts) for name in (
+        "model_qat_int2.onnx", "model_fp32.onnx"))
+    teacher, model = softmax(theirs / 2, axis=1), softmax(ours / 2, axis=1)
+    of_labels = -np.log(softmax(ours, axis=1)[range(len(labels)), labels]).mean()
+    assert 4 * (teacher * np.log(teacher / model)).sum(1).mean() + 0.5 * of_labels == pytest.approx(kept, rel=0.02)
+
+
 def test_scales_were_trained(run_two, finetuned):
     """Scales moved from where least error starts them, all but one or two that came back, and none far."""
     from safetensors.torch import load_file
@@ -123,6 +150,28 @@ def test_twin_is_rounded_after_training(start_flags):
     assert (run_folder(run) / "model_qat_int2.onnx").exists()
 
 
+def test_texts_without_labels_are_learned_from(start_flags, small_data, tmp_path):
+    """They change the weights, valid's text among them is left out, the manifest holds their digest; none left is said.
+    """
+    texts, held = tmp_path / "texts.txt.gz", (small_data / "valid.tsv").read_text().splitlines()[0].split("\t")[0]
+    texts.write_bytes(gzip.compress(f"kamar bersih\n{held}\nmakanan lambat sekali\n\n".encode()))
+    flags = (*start_flags, *TWO, "--num-epochs", 1, "--label-weight", 0)
+    states = []
+    for more in ((), ("--unlabelled", texts)):
+        run = new_run()
+        done = stage(TRAIN, run, *flags, *more)
+        assert done.returncode == 0, done.stderr
+        states.append(torch.load(run_folder(run) / "model_qat.pth", weights_only=True))
+    assert "unlabelled 2 of 3 texts; left out for valid and test: 1 exact" in done.stdout
+    assert not all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    reads = json.loads((run_folder(run) / "manifest.json").read_text())["stages"][f"int4_eager/{TRAIN}"]["reads"]
+    assert any(str(path).endswith("texts.txt.gz") for path in reads)
+    texts.write_bytes(gzip.compress(f"{held}\n".encode()))
+    done = stage(TRAIN, new_run(), *flags, "--unlabelled", texts)
+    assert done.returncode == 2
+    assert "no text is left of 1" in done.error
+
+
 def test_training_goes_on_from_its_checkpoint(start_flags, run_two):
     """Killed after its first epoch, the same command ends with the weights and scales of an undisturbed run."""
     run = new_run()
@@ -155,6 +204,9 @@ def test_killed_packing_leaves_nothing_half_made(run_two):
     (TRAIN, ("--activation-ranges", "static"), "ACTIVATION_RANGES is 'static'; choose dynamic or learned"),
     (TRAIN, (*LEARNED, "--target", "cpu"), "TARGET is 'cpu'; choose openvino, tensorrt, onnxruntime"),
     (TRAIN, (*LEARNED, "--no-qat"), "QAT is off"),
+    (TRAIN, ("--label-weight", -1), "LABEL_WEIGHT is -1"),
+    (TRAIN, ("--unlabelled", "nowhere.txt"), "UNLABELLED names nowhere.txt, which is no file"),
+    (TRAIN, ("--unlabelled", "nowhere.txt", "--no-distil"), "DISTIL is off"),
     (TRAIN, ("--model-name", "models/nobody"), "fine-tune an encoder first with `python ptq/finetune_fp32.py`"),
     (QUANTIZE, (), "BITS is 4.0 here but"),
     (QUANTIZE, (*TWO, "--table-bits", 2), "TABLE_BITS is 2.0 here but"),

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from stage_runs import copy_of, new_run, run_folder, run_stage_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lowbit.data.heldout import EXACT, SAME_LETTERS, SHARED_RUN, HeldOut
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.manifest import note
 from lowbit.pretrain.corpus import Corpus, read_weights
-from lowbit.pretrain.heldout import EXACT, SAME_LETTERS, SHARED_RUN, HeldOut
 from lowbit.pretrain.masking import mask_words, predicted_positions
 from lowbit.pretrain.mlm import rate
 from lowbit.pretrain.stream import Mixture, phases_of, tokenize

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lowbit.data.task import SENTIMENT, TASK_FILE, read_task
-from lowbit.data.tsv import folded, read_split
+from lowbit.data.tsv import Text, folded, read_split
 from lowbit.pipeline.files import shown
 from lowbit.pipeline.settings import check
 
@@ -18,14 +18,17 @@ EXACT, SAME_LETTERS, SHARED_RUN = KINDS = ("exact", "same letters and digits", f
 
 
 class HeldOut:
-    """The texts of valid and test. `found` counts by kind what was refused for them; `digest` tells two sets apart."""
+    """The texts of valid and test. `found` counts by kind what was refused for them; `digest` tells two sets apart.
 
-    def __init__(self, texts: Iterable[str]):
-        texts = list(texts)
+    A pair counts as its two texts in a row.
+    """
+
+    def __init__(self, given: Iterable[Text]):
+        texts = [joined(text) for text in given]
         self.exact = {str(folded(text)) for text in texts}
         self.digest = hashlib.sha256("\n".join(sorted(self.exact)).encode()).hexdigest()
         words = [WORD.findall(text.lower()) for text in texts]
-        self.letters = {joined for row in words if len(joined := "".join(row)) >= SHORTEST}
+        self.letters = {letters for row in words if len(letters := "".join(row)) >= SHORTEST}
         self.runs = {run for row in words for run in _runs(row)}
         self.found = Counter()
 
@@ -38,15 +41,20 @@ class HeldOut:
             return SAME_LETTERS
         return SHARED_RUN if any(run in self.runs for run in _runs(words)) else None
 
-    def allows(self, text: str) -> bool:
+    def allows(self, text: Text) -> bool:
         """Whether `text` may be trained on; a refused one is counted."""
-        kind = self.kind_of(text)
+        kind = self.kind_of(joined(text))
         self.found.update([kind] if kind else [])
         return kind is None
 
     def line(self) -> str:
         """What was refused, as a user reads it."""
         return ", ".join(f"{self.found[kind]} {kind}" for kind in KINDS)
+
+
+def joined(text: Text) -> str:
+    """A text, or a pair as one."""
+    return text if isinstance(text, str) else " ".join(text)
 
 
 def _runs(words: list[str]) -> list[str]:
@@ -57,4 +65,4 @@ def held_out(folder: Path) -> HeldOut:
     """Valid and test of a folder of sentiment data; raises UserError if one is missing, or the task is another."""
     check(read_task(folder) == SENTIMENT, f"{shown(folder / TASK_FILE)} asks something else than sentiment: "
           "pretrain/ works on positive, neutral and negative texts; name another DATA_DIR")
-    return HeldOut(str(text) for split in ("valid", "test") for text in read_split(folder, split)[0])
+    return HeldOut(text for split in ("valid", "test") for text in read_split(folder, split)[0])

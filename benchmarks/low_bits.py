@@ -43,6 +43,7 @@ PREFIX = "bench-"               # start of the runs' names under models/
 SEEDS = "1,2,3"                 # a training run of each format and of each twin for each
 FORMATS = ""                    # some of w2t4, w4t4, w2t2, w1t2, with commas; "" = all
 MORE = ""                       # flags of every training besides, such as "--num-epochs 6"
+WITH_TWINS = True               # FP32 twins as well; with --label-weight 0 a twin is the model that it starts from
 TRAIN_MISSING = True            # train the runs that are not there; off: tell what there is
 CALIBRATION_TEXTS = 512         # GPTQ: texts of train
 ROUNDS = 5                      # turns that the files of the first seed take when their speed is measured
@@ -165,7 +166,8 @@ def records_of(files: dict, found: dict, data: dict, task) -> dict:
             split: [quick_score(data[split][1], found[key][split], task) for key in each] for split in found[each[0]]}
         if name.endswith("QAT"):
             twin = f"FP32 {twin_of(name.split()[0])}"
-            others = {"rounded": {key: (name.replace("QAT", "rounded"), 0) for key in each},
+            others = {"start": dict.fromkeys(each, ("FP32", 0)),
+                      "rounded": {key: (name.replace("QAT", "rounded"), 0) for key in each},
                       "twin": {key: (twin, key[1]) for key in each if (twin, key[1]) in found}}
             for other, pairs in others.items():
                 records[name][f"against_{other}"] = [
@@ -189,7 +191,7 @@ def main(settings):
     seeds, formats = [int(seed) for seed in SEEDS.split(",")], chosen(FORMATS, BITS, "FORMATS")
     runs = {}
     for seed in seeds:
-        for name in dict.fromkeys(one for format in formats for one in (format, twin_of(format))):
+        for name in dict.fromkeys(one for format in formats for one in (format, twin_of(format))[: 1 + WITH_TWINS]):
             if folder := trained(name, seed):
                 runs[name, seed] = folder
     check(runs, f"PREFIX is {PREFIX!r}, and no such run is finished: leave out --no-train-missing")

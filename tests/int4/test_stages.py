@@ -296,4 +296,5 @@ def test_benchmark_tells_what_it_has(run_two, finetuned, small_data):
     assert set(found["latency"]["16x64"]) == timed
     assert set(found["files"]) == timed | {"w2t4 rounded", "w2t4 GPTQ"}
     assert found["files"]["w2t4 QAT"]["seeds"] == [902]
+    assert {"against_start", "against_rounded"} <= set(found["files"]["w2t4 QAT"])
     assert found["files"]["w2t4 QAT"]["size_mb"] < found["files"]["INT8"]["size_mb"]

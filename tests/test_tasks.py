@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import re
 import subprocess
 import sys
 
@@ -232,6 +234,23 @@ def test_fp16_takes_pairs_and_numbers(tiny_model, data):
     results = json.loads((run_folder(run) / "results.json").read_text())
     assert results["files"]["FP16"]["pearson"] == pytest.approx(
         pearsonr(list(map(float, answers)), found[:, 0]).statistic, abs=1e-3)
+
+
+def test_pairs_without_a_number_are_learned_from(tiny_model, data, tmp_path):
+    """4 bits follow a fine-tuned teacher on unlabelled pairs too: the loss of each epoch is a number."""
+    source, run = new_run(), new_run()
+    flags = ("--cleaning", "minimal", "--data-dir", data["numbers"], "--num-epochs", 1)
+    done = run_stage_script("finetune_fp32.py", "--run", source, *flags, "--model-name", tiny_model, folder="ptq")
+    assert done.returncode == 0, done.stderr
+    texts = tmp_path / "pairs.txt"
+    texts.write_text("".join(f"kamar nomor {i}\tkopi nomor {i}\n" for i in range(70)))
+    done = run_stage_script("train_qat_int4.py", "--run", run, *flags, "--model-name", run_folder(source),
+                            "--unlabelled", texts, folder="int4_eager")
+    assert done.returncode == 0, done.stderr
+    assert "unlabelled 70 of 70 texts" in done.stdout
+    history = json.loads((run_folder(run) / "training.json").read_text())["epochs"]
+    assert all(math.isfinite(epoch["eval_loss"]) for epoch in history)
+    assert re.search(r"epoch 1/1  loss \d+\.\d+  valid loss", done.stdout)
 
 
 def test_a_new_head_of_a_number_starts_at_the_mean_of_train(tiny_model, tmp_path):

@@ -32,7 +32,7 @@ MAX_LENGTH = 128                # tokens; longer texts are cut and counted
 NUM_LABELS = 0                  # labels; 0 = as task.json says, without it 3: positive 0, neutral 1, negative 2
 NUM_EPOCHS = 3                  # passes over train; that of least loss on valid is kept; 0: the model as it is
 BATCH_SIZE = 32                 # texts a step and device
-LEARNING_RATE = 5e-5            # peak of the linear schedule; 3e-4 at 2 bits and fewer, less for large encoders
+LEARNING_RATE = 5e-5            # peak of the linear schedule; 1e-4 at 2 bits and fewer, less for large encoders
 WARMUP_RATIO = 0.1              # share of the steps until the peak
 WEIGHT_DECAY = 0.01             # AdamW, on matrices only
 SEED = 42                       # of the head's first weights, dropout and order
@@ -47,7 +47,7 @@ QUANTIZE_ATTENTION = True       # learned only: attention's two products on inte
 CALIBRATION_TEXTS = 512         # learned only: texts of train that the activation scales start from
 DROPOUT = False                 # drop values in training, as the encoder's configuration says
 DISTIL = True                   # follow the outputs of MODEL_NAME as it was before training, beside the labels
-LABEL_WEIGHT = 0.5              # with DISTIL: weight of the label loss beside it; 0: the teacher alone is followed
+LABEL_WEIGHT = 0.0              # with DISTIL: weight of the label loss beside it; 0: the teacher alone is followed
 UNLABELLED = ""                 # with DISTIL: text files, one text a line, plain or .gz, with commas; read beside train
 UNLABELLED_TEXTS = 20000        # of them, drawn by SEED; 0: all
 AUTOCAST = False                # BF16 arithmetic in training steps where the device has it
@@ -64,6 +64,8 @@ def main(settings):
     check(not MODEL_NAME.startswith("models/") or resolve(MODEL_NAME).is_dir(),
           f"MODEL_NAME is {MODEL_NAME!r}, and there is no such folder: fine-tune an encoder first with `python "
           f"ptq/finetune_fp32.py`, or name an encoder and --no-distil")
+    check(QAT or not DISTIL or LABEL_WEIGHT or not NUM_EPOCHS, "QAT is off, and a model in FP32 that follows itself "
+          "alone learns nothing: train on the labels as well with --label-weight 0.5")
     check(DISTIL or not UNLABELLED, "UNLABELLED names texts without labels, but DISTIL is off: without a teacher "
           "nothing can be learned from them")
     trainer = follower(LABEL_WEIGHT)

@@ -37,6 +37,9 @@ def agreement_lines(results):
         simulation, against, control = row["all_against_simulation"], row["against_fp32"], row.get("against_control")
         said = (f"  {name}: {simulation['texts'] - simulation['flips']} of {simulation['texts']} valid + test labels "
                 f"as PyTorch gives them, largest logit difference {simulation['max_logit_difference']:.1e}")
+        if floor := row.get("simulation_by_other_kernels"):
+            said += (f" (PyTorch by other kernels: {floor['texts'] - floor['flips']}, "
+                     f"{floor['max_logit_difference']:.1e})")
         if name != FP32:
             said += (f"; {against['flips']} of {against['texts']} test labels differ from FP32 ({against['lost']} "
                      f"lost, {against['won']} won, McNemar p = {against['mcnemar_p']:.2f})")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lowbit.data.task import Task, read_task
 from lowbit.graph.census import layer_census, openvino_layer_census
@@ -82,12 +83,23 @@ def evaluate(run: Path, runtime: str, chosen: list[Variant], data: dict[str, Spl
 
 def of_pictures(run: Path, variant: Variant, outputs: dict, data: dict[str, Split], task: Task, runtime: str,
                 preprocessing: Preprocessing) -> dict:
-    """What a record of pictures holds beside the others: top5, census, agreement, comparison with the FP32 control."""
+    """What a record of pictures holds beside the others: top5, census, agreement, comparison with the FP32 control.
+
+    Agreement has a floor: the simulation once more without oneDNN. A sum in another order, rounded to the next integer,
+    is multiplied by every layer behind it, so two computations of one arithmetic differ in some labels.
+    """
     path, ours, truth = run / variant.file, outputs[variant.name], data["test"][1]
     simulation = load(run, variant)
-    simulated = np.concatenate([outputs_of(simulation, data[split][0], preprocessing) for split in ours])
+
+    def by_pytorch() -> np.ndarray:
+        return np.concatenate([outputs_of(simulation, data[split][0], preprocessing) for split in ours])
+
+    simulated = by_pytorch()
     found: dict = {"census": openvino_layer_census(path) if runtime == OPENVINO else layer_census(path),
              "all_against_simulation": difference(np.concatenate(list(ours.values())), simulated, task)}
+    if variant.target and torch.backends.mkldnn.is_available():
+        with torch.backends.mkldnn.flags(enabled=False):
+            found["simulation_by_other_kernels"] = difference(by_pytorch(), simulated, task)
     if len(task.labels) > TOP:
         found["top5"] = top_share(truth, ours["test"])
     if CONTROL in outputs and variant.name.startswith("qat"):

@@ -20,6 +20,7 @@ from lowbit.measure.session import Session
 TRAIN, QUANTIZE, EVALUATE = "train_qat_int4.py", "quantize_onnx_int4.py", "eval_onnx_int4.py"
 ORDER = (TRAIN, EXPORT, QUANTIZE, EVALUATE)
 TWO = ("--bits", 2, "--table-bits", 4)
+LABELS_TOO = ("--label-weight", 0.5)
 LEARNED = ("--activation-ranges", "learned")
 
 
@@ -43,7 +44,7 @@ def through(run: str, train: tuple, quantize: tuple, evaluate: tuple) -> dict:
 def pipeline_two(start_flags, eval_flags):
     """(run, stages) at 2 bits, dynamic ranges."""
     run = new_run()
-    return run, through(run, (*start_flags, *TWO), TWO, eval_flags)
+    return run, through(run, (*start_flags, *TWO, *LABELS_TOO), TWO, eval_flags)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,8 @@ def test_epoch_that_lies_nearest_to_the_teacher_is_kept(pipeline_two, run_two, s
         "model_qat_int2.onnx", "model_fp32.onnx"))
     teacher, model = softmax(theirs / 2, axis=1), softmax(ours / 2, axis=1)
     of_labels = -np.log(softmax(ours, axis=1)[range(len(labels)), labels]).mean()
-    assert 4 * (teacher * np.log(teacher / model)).sum(1).mean() + 0.5 * of_labels == pytest.approx(kept, rel=0.02)
+    weight = float(LABELS_TOO[1])
+    assert 4 * (teacher * np.log(teacher / model)).sum(1).mean() + weight * of_labels == pytest.approx(kept, rel=0.02)
 
 
 def test_scales_were_trained(run_two, finetuned):
@@ -142,7 +144,8 @@ def test_other_arithmetic_goes_through(start_flags, eval_flags, flags):
 def test_twin_is_rounded_after_training(start_flags):
     """--no-qat trains FP32 by the same teacher; stage 3 rounds it with scales of least error."""
     run = new_run()
-    for name, flags in ((TRAIN, (*start_flags, "--no-qat", "--num-epochs", 1)), (EXPORT, ()), (QUANTIZE, TWO)):
+    twin = (*start_flags, "--no-qat", *LABELS_TOO, "--num-epochs", 1)
+    for name, flags in ((TRAIN, twin), (EXPORT, ()), (QUANTIZE, TWO)):
         done = stage(name, run, *flags)
         assert done.returncode == 0, done.stderr
     names = torch.load(run_folder(run) / "model_qat.pth", weights_only=True)
@@ -155,7 +158,7 @@ def test_texts_without_labels_are_learned_from(start_flags, small_data, tmp_path
     """
     texts, held = tmp_path / "texts.txt.gz", (small_data / "valid.tsv").read_text().splitlines()[0].split("\t")[0]
     texts.write_bytes(gzip.compress(f"kamar bersih\n{held}\nmakanan lambat sekali\n\n".encode()))
-    flags = (*start_flags, *TWO, "--num-epochs", 1, "--label-weight", 0)
+    flags = (*start_flags, *TWO, "--num-epochs", 1)
     states = []
     for more in ((), ("--unlabelled", texts)):
         run = new_run()
@@ -175,9 +178,9 @@ def test_texts_without_labels_are_learned_from(start_flags, small_data, tmp_path
 def test_training_goes_on_from_its_checkpoint(start_flags, run_two):
     """Killed after its first epoch, the same command ends with the weights and scales of an undisturbed run."""
     run = new_run()
-    checkpoints = run_folder(run) / "checkpoints"
-    stage(TRAIN, run, *start_flags, *TWO, kill_when=lambda: list(checkpoints.glob("checkpoint-*/complete.json")))
-    done = stage(TRAIN, run, *start_flags, *TWO)
+    checkpoints, flags = run_folder(run) / "checkpoints", (*start_flags, *TWO, *LABELS_TOO)
+    stage(TRAIN, run, *flags, kill_when=lambda: list(checkpoints.glob("checkpoint-*/complete.json")))
+    done = stage(TRAIN, run, *flags)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stdout
     ours, theirs = (torch.load(run_folder(name) / "model_qat.pth", weights_only=True) for name in (run, run_two))
@@ -204,6 +207,7 @@ def test_killed_packing_leaves_nothing_half_made(run_two):
     (TRAIN, ("--activation-ranges", "static"), "ACTIVATION_RANGES is 'static'; choose dynamic or learned"),
     (TRAIN, (*LEARNED, "--target", "cpu"), "TARGET is 'cpu'; choose openvino, tensorrt, onnxruntime"),
     (TRAIN, (*LEARNED, "--no-qat"), "QAT is off"),
+    (TRAIN, ("--no-qat",), "a model in FP32 that follows itself alone learns nothing"),
     (TRAIN, ("--label-weight", -1), "LABEL_WEIGHT is -1"),
     (TRAIN, ("--unlabelled", "nowhere.txt"), "UNLABELLED names nowhere.txt, which is no file"),
     (TRAIN, ("--unlabelled", "nowhere.txt", "--no-distil"), "DISTIL is off"),

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 from bert_base import time_files
 from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ from lowbit.data.tokens import load_reader
 from lowbit.data.tsv import read_split
 from lowbit.graph.export import ONNX
 from lowbit.int4.arithmetic import FP32
-from lowbit.measure.score import compare, quick_score
+from lowbit.measure.score import compare, difference, quick_score
 from lowbit.measure.session import Session
 from lowbit.pipeline.files import ROOT, file_bytes, resolve, run_dir, shown, write_json, write_text
 from lowbit.pipeline.machine import machine, versions
@@ -156,14 +157,16 @@ def picture(files: dict, latency: dict, shape: str) -> Figure:
 
 
 def records_of(files: dict, found: dict, data: dict, task) -> dict:
-    """Name -> size, seeds, each seed's scores a split; of trained files also how test's labels differ from others'."""
+    """Name -> size, seeds, each seed's scores and distance from FP32; of trained files also test's labels."""
     records, truth = {}, data["test"][1]
+    everything = {key: np.concatenate(list(outputs.values())) for key, outputs in found.items()}
     for name in dict.fromkeys(name for name, _ in files):
         each = [key for key in files if key[0] == name]
         path = files[each[0]]
         size = sum(file_bytes(one) for one in (path, path.with_suffix(".bin")) if one.exists())
         records[name] = {"size_mb": size / 1e6, "seeds": [seed for _, seed in each]} | {
             split: [quick_score(data[split][1], found[key][split], task) for key in each] for split in found[each[0]]}
+        records[name]["all_against_start"] = [difference(everything[key], everything["FP32", 0], task) for key in each]
         if name.endswith("QAT"):
             twin = f"FP32 {twin_of(name.split()[0])}"
             others = {"start": dict.fromkeys(each, ("FP32", 0)),
@@ -177,13 +180,15 @@ def records_of(files: dict, found: dict, data: dict, task) -> dict:
 
 def lines_of(records: dict) -> list[str]:
     """The table, in Markdown."""
-    lines = ["| file | MB | valid macro-F1 (each) | test macro-F1 (each) | test accuracy |", "|---|---|---|---|---|"]
+    lines = ["| file | MB | valid macro-F1 (each) | test macro-F1 (each) | test accuracy | labels changed (each) |",
+             "|---|---|---|---|---|---|"]
     for name, record in records.items():
         cells = [", ".join(f"{100 * one['macro_f1']:.2f}" for one in record[split]) for split in ("valid", "test")]
         means = [f"{100 * statistics.mean(one[key] for one in record[split]):.2f}" for split, key in (
             ("valid", "macro_f1"), ("test", "macro_f1"), ("test", "accuracy"))]
+        changed = ", ".join(str(one["flips"]) for one in record["all_against_start"])
         lines.append(f"| {said(name)} | {record['size_mb']:.2f} | {means[0]} ({cells[0]}) | {means[1]} ({cells[1]}) | "
-                     f"{means[2]} |")
+                     f"{means[2]} | {changed} |")
     return lines
 
 

@@ -1,6 +1,5 @@
 """Measuring the files of a run in one runtime: quality on valid and test, agreement with PyTorch, speed in turns."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +85,7 @@ def of_pictures(run: Path, variant: Variant, outputs: dict, data: dict[str, Spli
                 preprocessing: Preprocessing) -> dict:
     """What a record of pictures holds beside the others: top5, census, agreement, comparison with the FP32 control.
 
-    Agreement has a floor: the simulation once more without oneDNN. A sum in another order, rounded to the next integer,
+    Agreement has a floor: the simulation once more, channels last. A sum in another order, rounded to the next integer,
     is multiplied by every layer behind it, so two computations of one arithmetic differ in some labels.
     """
     path, ours, truth = run / variant.file, outputs[variant.name], data["test"][1]
@@ -98,11 +97,9 @@ def of_pictures(run: Path, variant: Variant, outputs: dict, data: dict[str, Spli
     simulated = by_pytorch()
     found: dict = {"census": openvino_layer_census(path) if runtime == OPENVINO else layer_census(path),
              "all_against_simulation": difference(np.concatenate(list(ours.values())), simulated, task)}
-    if variant.target and torch.backends.mkldnn.is_available():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the flags speak of a GPU that is not asked for
-            with torch.backends.mkldnn.flags(enabled=False):
-                found["simulation_by_other_kernels"] = difference(by_pytorch(), simulated, task)
+    if variant.target:
+        simulation.to(memory_format=torch.channels_last)
+        found["simulation_by_other_kernels"] = difference(by_pytorch(), simulated, task)
     if len(task.labels) > TOP:
         found["top5"] = top_share(truth, ours["test"])
     if CONTROL in outputs and variant.name.startswith("qat"):

@@ -35,7 +35,7 @@ BATCH_SIZE = 32                 # texts a step and device
 LEARNING_RATE = 5e-5            # peak of the linear schedule; 1e-4 at 2 bits and fewer, less for large encoders
 WARMUP_RATIO = 0.1              # share of the steps until the peak
 WEIGHT_DECAY = 0.01             # AdamW, on matrices only
-SEED = 42                       # of the head's first weights, dropout and order
+SEED = 42                       # of the head's first weights, dropout, order, and the draw of UNLABELLED
 FIRST_TOKEN_ONLY = True         # compute the last layer for [CLS] alone, where the classifier reads no other
 QAT = True                      # simulate the file; --no-qat trains the FP32 twin by the same recipe and teacher
 BITS = 4.0                      # a weight of a Linear layer: 4, 2, or 1.6 (three levels, five a byte)
@@ -46,10 +46,10 @@ TARGET = "openvino"             # learned only: openvino or tensorrt (int8, zero
 QUANTIZE_ATTENTION = True       # learned only: attention's two products on integers as well
 CALIBRATION_TEXTS = 512         # learned only: texts of train that the activation scales start from
 DROPOUT = False                 # drop values in training, as the encoder's configuration says
-DISTIL = True                   # follow the outputs of MODEL_NAME as it was before training, beside the labels
+DISTIL = True                   # follow the outputs of MODEL_NAME as it was before training
 LABEL_WEIGHT = 0.0              # with DISTIL: weight of the label loss beside it; 0: the teacher alone is followed
 UNLABELLED = ""                 # with DISTIL: text files, one text a line, plain or .gz, with commas; read beside train
-UNLABELLED_TEXTS = 20000        # of them, drawn by SEED; 0: all
+UNLABELLED_TEXTS = 20000        # of them; 0: all
 AUTOCAST = False                # BF16 arithmetic in training steps where the device has it
 # --------------------------------------------------------------------------------------------------
 

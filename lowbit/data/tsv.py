@@ -46,6 +46,32 @@ def _read_answer(cell: str, ids: dict[str, int], task: Task) -> int | float:
     return ids[cell.casefold()]
 
 
+def is_answer(cell: str, task: Task) -> bool:
+    """Whether a cell is a label or number of the task."""
+    try:
+        _read_answer(cell, {label.casefold(): i for i, label in enumerate(task.labels or ())}, task)
+    except ValueError:
+        return False
+    return True
+
+
+def lines_of(path: Path, content: bytes, each: bytes = b"") -> list[bytes]:
+    """The lines of a text file's bytes, without BOM and line ends; the last may have none.
+
+    Raises UserError for UTF-16, and for lines, each of them with `each` in it, that end with CR alone.
+    """
+    content = content.removeprefix(BOM)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{shown(path)} is UTF-16, as spreadsheets save \"Unicode text\": save it as UTF-8")
+    rows = [] if b"\n" in content else content.rstrip(b"\r").split(b"\r")
+    if len(rows) > 1 and all(each in row for row in rows):
+        raise UserError(f"{shown(path)} ends its lines with CR alone: save it with LF or CRLF")
+    lines = content.split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    return [line.removesuffix(b"\r") for line in lines]
+
+
 def _header(line: bytes, task: Task) -> list[str] | None:
     """The column names of a first line that names every column of the task, lower-cased; None for a row."""
     try:
@@ -67,16 +93,7 @@ def read_tsv(path: Path, task: Task = SENTIMENT) -> tuple[list[Text], Answers]:
     if not path.is_file():
         smsa = ", or run `python data/download_smsa.py` for SMSA" if task == SENTIMENT else ""
         raise UserError(f"{shown(path)} is missing: put a TSV `{wanted}` there{smsa}")
-    content = path.read_bytes().removeprefix(BOM)
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(f"{shown(path)} is UTF-16, as spreadsheets save \"Unicode text\": save it as UTF-8")
-    rows = [] if b"\n" in content else content.rstrip(b"\r").split(b"\r")
-    if len(rows) > 1 and all(b"\t" in row for row in rows):
-        raise UserError(f"{shown(path)} ends its lines with CR alone: save it with LF or CRLF")
-    lines = content.split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    lines = [line.removesuffix(b"\r") for line in lines]
+    lines = lines_of(path, path.read_bytes(), b"\t")
     names = [name.casefold() for name in (*task.texts, task.answer)]
     header = _header(lines[0], task) if lines else None
     for name in names if header else ():

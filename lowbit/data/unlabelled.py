@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lowbit.data.heldout import HeldOut
 from lowbit.data.task import Task
-from lowbit.data.tsv import BOM, Text, decoded, folded, refuse_bad_rows
+from lowbit.data.tsv import Text, decoded, folded, is_answer, lines_of, refuse_bad_rows
 from lowbit.pipeline.errors import UserError
 from lowbit.pipeline.files import resolve, shown
 from lowbit.pipeline.settings import check
@@ -26,7 +26,8 @@ def unlabelled_files(setting: str) -> list[Path]:
 def read_lines(path: Path, task: Task) -> list[Text]:
     """The texts of a file, UTF-8, plain or gzipped; a pair is two texts with a tab between. Empty lines say nothing.
 
-    Raises UserError for a missing file, another encoding, and for bad lines: the first ten, and their total.
+    Raises UserError for a missing file, another encoding or line end, and for bad lines, among them labelled ones: the
+    first ten, and their total.
     """
     check(path.is_file(), f"UNLABELLED names {shown(path)}, which is no file: name text files, one text a line, with "
           "commas, or leave it empty")
@@ -35,14 +36,16 @@ def read_lines(path: Path, task: Task) -> list[Text]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{shown(path)} cannot be unpacked ({error}): pack it again with gzip") from None
     texts, bad = [], []
-    lines = content.removeprefix(BOM).split(b"\n")
+    lines = lines_of(path, content)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            cells = decoded(line.removesuffix(b"\r"))
+            cells = decoded(line)
             if task.pairs and (len(cells) != 2 or not all(cells)):
                 raise ValueError(f"has {len(cells)} texts instead of <TAB>-separated {' and '.join(task.texts)}")
+            if not task.pairs and len(cells) == 2 and is_answer(cells[1], task):
+                raise ValueError(f"ends in {cells[1]!r} after a tab, as labelled rows do: keep the texts alone")
             texts.append(tuple(cells) if task.pairs else " ".join(cells))
         except ValueError as error:
             bad.append(f"line {number} {error}: {line.decode('utf-8', 'backslashreplace')!r}")

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cosine_similarity
 
 from lowbit.data.tokens import Row
+from lowbit.data.unlabelled import NO_LABEL
 from lowbit.distill.rates import LayerwiseTuner
-from lowbit.training.distillation import soft_loss
+from lowbit.training.distillation import label_loss, soft_loss
 from lowbit.training.labelled import to_dataset
 
-IGNORED = -100  # the label of a text without one, as cross_entropy skips it
 PLACE = "place"  # column: which row of the taught arrays a text has
 
 
@@ -56,7 +56,7 @@ def taught_dataset(train: Dataset, taught: Taught) -> Dataset:
     both = {name: values * taught.repeats for name, values in labelled.items()}
     if taught.unlabelled_rows:
         count = len(taught.unlabelled_rows)
-        extra = to_dataset(taught.unlabelled_rows, [IGNORED] * count).to_dict()
+        extra = to_dataset(taught.unlabelled_rows, [NO_LABEL] * count).to_dict()
         extra[PLACE] = list(range(len(train), len(train) + count))
         both = {name: values + extra[name] for name, values in both.items()}
     return Dataset.from_dict(both)
@@ -86,10 +86,7 @@ class Distiller(LayerwiseTuner):
         outputs = model(**inputs, output_hidden_states=bool(self.hidden_weight))
         logits = outputs.logits.float()
         loss = soft_loss(logits, self.logits[place], self.temperature)
-        if self.hard_weight and bool((labels != IGNORED).any()):
-            share = (labels != IGNORED).float().mean()
-            loss = loss + self.hard_weight * share * cross_entropy(logits, labels, ignore_index=IGNORED,
-                                                                   label_smoothing=self.label_smoothing)
+        loss = loss + self.hard_weight * label_loss(logits, labels, self.label_smoothing)
         if self.hidden_weight:
             first = outputs.hidden_states[-1][:, 0].float()
             loss = loss + self.hidden_weight * (1 - cosine_similarity(first, self.vectors[place], dim=-1)).mean()

@@ -52,13 +52,14 @@ def follower(label_weight: float) -> type[Distiller]:
     return type("Follower", (Distiller,), {"label_weight": label_weight})
 
 
-def label_loss(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+def label_loss(logits: torch.Tensor, answers: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """Mean over a step's texts of cross-entropy, or of a number's squared error; 0 for a text without an answer."""
     if answers.is_floating_point():
         known = ~answers.isnan()
         errors = functional.mse_loss(logits[known].squeeze(-1), answers[known], reduction="sum")
     else:
-        errors = functional.cross_entropy(logits, answers, ignore_index=NO_LABEL, reduction="sum")
+        errors = functional.cross_entropy(logits, answers, ignore_index=NO_LABEL, reduction="sum",
+                                          label_smoothing=smoothing)
     return errors / len(answers)
 
 

@@ -37,7 +37,10 @@ def test_a_pair_is_two_texts(tmp_path):
     (b"ba\0ik\n", "a.txt", "line 1 holds a NUL byte"),
     (gzip.compress(b"baik", mtime=0)[:-4], "a.gz", "cannot be unpacked"),
     (b"baik\n", "a.gz", "cannot be unpacked"),
-], ids=["encoding", "nul", "cut short", "not gzip"])
+    (b"baik\rburuk\r", "a.txt", "ends its lines with CR alone"),
+    ("baik".encode("utf-16"), "a.txt", "is UTF-16"),
+    (b"kopi\tpahit\nbaik sekali\tPositive\n", "a.txt", "line 2 ends in 'Positive' after a tab"),
+], ids=["encoding", "nul", "cut short", "not gzip", "cr", "utf-16", "labelled"])
 def test_file_that_is_refused(tmp_path, content, name, said):
     with pytest.raises(UserError, match=said):
         read_lines(written(tmp_path, content, name), SENTIMENT)

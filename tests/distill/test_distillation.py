@@ -25,8 +25,9 @@ from transformers import (
 
 from lowbit.data.heldout import HeldOut, held_out
 from lowbit.data.task import SENTIMENT
+from lowbit.data.unlabelled import NO_LABEL
 from lowbit.distill.rates import LayerwiseTuner, depth
-from lowbit.distill.soft_labels import IGNORED, PLACE, Distiller, Taught, taught_dataset
+from lowbit.distill.soft_labels import PLACE, Distiller, Taught, taught_dataset
 from lowbit.distill.teachers import agreed, disagreement, on_main_axes
 from lowbit.pipeline.errors import UserError
 from lowbit.pretrain.checked_data import checked_data
@@ -147,7 +148,7 @@ TRAIN_ROWS = Dataset.from_dict({"input_ids": [[2, 5, 3], [2, 6, 7, 3]], "attenti
 def test_dataset_repeats_train_and_adds_unlabelled_texts():
     found = taught_dataset(TRAIN_ROWS, taught_three())
     assert found[PLACE] == [0, 1, 0, 1, 2]
-    assert list(found["labels"]) == [0, 2, 0, 2, IGNORED]
+    assert list(found["labels"]) == [0, 2, 0, 2, NO_LABEL]
     assert found["input_ids"][4] == [2, 9, 3] and found["attention_mask"][4] == [1, 1, 1]
     with pytest.raises(RuntimeError, match="2 labelled and 0 other texts, but logits of 3"):
         taught_dataset(TRAIN_ROWS, taught_three(unlabelled_rows=[]))
@@ -161,7 +162,7 @@ def loss_of(**settings) -> float:
         setattr(tuner, name, value)
     model = tiny_classifier().train()
     inputs = {"input_ids": torch.tensor([[2, 5, 3], [2, 9, 3]]), "attention_mask": torch.ones(2, 3, dtype=torch.long),
-              "labels": torch.tensor([1, IGNORED]), PLACE: torch.tensor([0, 2])}
+              "labels": torch.tensor([1, NO_LABEL]), PLACE: torch.tensor([0, 2])}
     return tuner.compute_loss(model, inputs).item()
 
 

@@ -53,8 +53,8 @@ THREADS = 0                     # of each session whose speed is measured; 0 = e
 # --------------------------------------------------------------------------------------------------
 
 BITS = {"w2t4": (2.0, 4.0), "w4t4": (4.0, 4.0), "w2t2": (2.0, 2.0), "w1t2": (1.6, 2.0)}  # of weights, of tables
-RATES = {"w4t4": 5e-5} | dict.fromkeys(("w2t4", "w2t2", "w1t2"), 1e-4)  # LEARNING_RATE: fewer levels, larger steps
-TWINS = {"twin": 1e-4, "twin4": 5e-5}
+RATES = {"w2t4": 1e-4, "w4t4": 2e-5, "w2t2": 2e-4, "w1t2": 3e-4}  # LEARNING_RATE: fewer levels, larger steps
+TWINS = {"twin": 1e-4, "twin4": 2e-5, "twin2": 2e-4, "twin1": 3e-4}  # as long in FP32, at the rate of a format
 NBITS = {f"MatMulNBits {name}": {"kind": "int4", "algorithm": name.lower(), "symmetric": False, "block_size": 32}
          for name in ("RTN", "HQQ")}
 NNCF = "NNCF 4 bits, OpenVINO"

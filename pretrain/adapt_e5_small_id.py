@@ -1,6 +1,6 @@
 """Adapt the pretrained 12-layer encoder to Indonesian reviews and comments by masked-language modelling.
 
-Reads   models/<ENCODER>/                   fetch_e5_small_id.py
+Reads   models/<ENCODER>/                   fetch_e5_small_id.py; or this: an adapted encoder can be adapted further
         CORPUS_DIRS/*.txt.gz                one document a line (pretrain/README.md names sources and licences)
         DATA_DIR/{valid,test}.tsv           whose texts, and texts that share 10 words in a row, are left out
 Writes  models/<RUN>/                       model.safetensors, config.json, tokenizer files, pretraining.json
@@ -16,7 +16,7 @@ from lowbit.data.heldout import held_out
 from lowbit.data.tokens import TOKENIZER_FILES
 from lowbit.pipeline.files import atomic_folder, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import machine
-from lowbit.pipeline.manifest import begin_run, digests, publish, record, recorded
+from lowbit.pipeline.manifest import begin_run, digests, publish, record, recorded, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
@@ -26,7 +26,7 @@ from lowbit.pretrain.unigram import SPACE
 from lowbit.training.encoder import PRETRAINING
 
 # ---- settings: edit here, or for one run: --num-steps 100 ----------------------------------------
-ENCODER = "e5-small-id"         # folder under models/ of the encoder to adapt
+ENCODER = "e5-small-id"         # folder under models/ of the encoder to adapt, or of an earlier RUN to go on from
 RUN = "e5-small-id-adapted"     # folder under models/ for the result
 CORPUS_DIRS = "data/corpus_id,data/corpus_id_large"  # folders of gzipped text files, one document a line
 DATA_DIR = "data"               # folder of valid.tsv and test.tsv, whose texts are kept out
@@ -53,7 +53,8 @@ def main(settings):
     source, out = run_dir(ENCODER, "ENCODER"), run_dir(RUN)
     check(source.resolve() != out.resolve(), f"RUN is {RUN!r}, the encoder itself: choose another name")
     begin_run(out, STAGE, TOKENS, CHECKPOINT)
-    read = recorded(source, FETCH, "model.safetensors", "config.json", *TOKENIZER_FILES)
+    maker = STAGE if STAGE in stages_of(source) else FETCH
+    read = recorded(source, maker, "model.safetensors", "config.json", *TOKENIZER_FILES)
     longest = AutoConfig.from_pretrained(source).max_position_embeddings
     check(1 < LENGTH <= longest, f"LENGTH is {LENGTH}; it must be from 2 to {longest}, which {shown(source)} can read")
     logging.disable_progress_bar()  # of a second's work

@@ -216,17 +216,22 @@ def test_list_of_the_project_is_whole():
 @pytest.fixture(scope="module")
 def adapted(encoder, tmp_path_factory):
     """Name of a run that holds the encoder adapted to a tiny corpus."""
-    folder, run = tmp_path_factory.mktemp("corpus"), new_run()
-    with gzip.open(folder / "reviews.txt.gz", "wt", encoding="utf-8") as out:
-        out.writelines(f"{text}\n" for text, _ in read_plain_rows("train", SAMPLE))
-    done = run_stage_script("adapt_e5_small_id.py", "--run", run, "--encoder", encoder, "--corpus-dirs", folder,
-                            "--data-dir", SAMPLE, "--text", "reviews:1", "--length", 32, "--tokens-per-step", 1024,
-                            "--num-steps", 12, "--warmup-steps", 2, "--checkpoint-steps", 4, "--learning-rate", 3e-3,
-                            folder="pretrain")
+    run, done = adapt(encoder, tmp_path_factory.mktemp("corpus"), 12)
     assert done.returncode == 0, done.stderr
     assert f"next: python pretrain/train_teachers.py --encoder {run} " in done.stdout
     assert "MISSING" not in done.stdout + done.stderr  # the heads are new, which is no news
     return run
+
+
+def adapt(encoder, folder, steps):
+    """(run, what the script said) of an encoder that is adapted to a tiny corpus, which is written into `folder`."""
+    with gzip.open(folder / "reviews.txt.gz", "wt", encoding="utf-8") as out:
+        out.writelines(f"{text}\n" for text, _ in read_plain_rows("train", SAMPLE))
+    run = new_run()
+    return run, run_stage_script(
+        "adapt_e5_small_id.py", "--run", run, "--encoder", encoder, "--corpus-dirs", folder, "--data-dir", SAMPLE,
+        "--text", "reviews:1", "--length", 32, "--tokens-per-step", 1024, "--num-steps", steps, "--warmup-steps", 2,
+        "--checkpoint-steps", 4, "--learning-rate", 3e-3, folder="pretrain")
 
 
 def test_adapting_lowers_the_loss_and_keeps_the_pooler(adapted, encoder):
@@ -237,6 +242,19 @@ def test_adapting_lowers_the_loss_and_keeps_the_pooler(adapted, encoder):
     assert "embeddings.word_embeddings.weight" in changed and "encoder.layer.1.output.dense.weight" in changed
     assert not any("pooler" in name for name in changed)
     assert AutoModelForMaskedLM.from_pretrained(run_folder(encoder)).config.pad_token_id == 1
+
+
+def test_adapted_encoder_is_adapted_further(adapted, tmp_path):
+    """It goes on from the weights that it has; once they were changed by another hand, it does not."""
+    further, done = adapt(adapted, tmp_path, 2)
+    assert done.returncode == 0, done.stderr
+    before, after = (AutoModel.from_pretrained(run_folder(run)).state_dict() for run in (adapted, further))
+    assert 0 < max((before[name] - after[name]).abs().max() for name in before) < 0.1
+    own = copy_of(further)
+    with (run_folder(own) / "model.safetensors").open("ab") as weights:
+        weights.write(b"x")
+    _, done = adapt(own, tmp_path, 2)
+    assert done.returncode == 2 and "is not the file that pretrain/adapt_e5_small_id.py recorded" in done.stderr
 
 
 def test_adapted_encoder_is_fine_tuned_by_seeds(adapted, small_data):

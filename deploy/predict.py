@@ -118,6 +118,9 @@ def main(argv: list[str]) -> int:
     if words and s["INPUT"]:
         raise Refusal(f"INPUT is {s['INPUT']}, and there are texts behind the command ({words[0]!r}): give one of both")
     keep = names_of(s["KEEP"])
+    for word in words:
+        if os.path.isfile(word):
+            say(f"note: {word} is a file, but its name is labelled here: for what is in it, --input {word}")
     if words and keep:
         raise Refusal(f"KEEP is {s['KEEP']}, but the texts behind the command ({words[0]!r}) have no columns")
     folder = Path(s["MODEL_DIR"]) if s["MODEL_DIR"] else Path(__file__).resolve().parent

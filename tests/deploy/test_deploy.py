@@ -236,6 +236,15 @@ def test_rows_without_a_text_are_errors(packed, tmp_path, name, content, said):
         assert (words is None and "label" in record) or words in record["error"]
 
 
+def test_the_name_of_a_file_behind_the_command_is_labelled_with_a_note(packed, tmp_path):
+    """As a text, which it may be; who meant the file reads how to name it."""
+    (tmp_path / "a.txt").write_text("enak\n")
+    done = predict(packed, tmp_path / "a.txt", "x" * 5000)
+    assert done.returncode == 0 and len(records(done.stdout)) == 2
+    assert f"a.txt is a file, but its name is labelled here: for what is in it, --input {tmp_path}" in (
+        done.stderr.decode())
+
+
 def test_what_cannot_be_done_is_one_sentence(packed, tmp_path):
     """Status 2, no traceback, and what to do."""
     (tmp_path / "a.tsv").write_text("teks\tid\nenak\t1\n")

@@ -123,7 +123,7 @@ def plot_drift(results: dict, path: Path) -> None:
     axis.plot([], [], "x", color="black", markersize=9, markeredgewidth=1.6, label="floor: the file's own batch-mates")
     axis.set_yticks(places, labels, fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("Spearman correlation of the values of a text's words, mean over texts")
+    axis.set_xlabel("Spearman correlation of word values, mean over texts")
     axis.grid(axis="x", linewidth=0.4)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", frameon=False, fontsize=8)

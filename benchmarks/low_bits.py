@@ -54,18 +54,13 @@ THREADS = 0                     # of each session whose speed is measured; 0 = e
 
 BITS = {"w2t4": (2.0, 4.0), "w4t4": (4.0, 4.0), "w2t2": (2.0, 2.0), "w1t2": (1.6, 2.0)}  # of weights, of tables
 RATES = {"w2t4": 1e-4, "w4t4": 2e-5, "w2t2": 2e-4, "w1t2": 3e-4}  # LEARNING_RATE: fewer levels, larger steps
-TWINS = {"twin": 1e-4, "twin4": 2e-5, "twin2": 2e-4, "twin1": 3e-4}  # as long in FP32, at the rate of a format
+TWINS = {f"twin-{name}": rate for name, rate in RATES.items()}  # as long in FP32, at the rate of a format
 NBITS = {f"MatMulNBits {name}": {"kind": "int4", "algorithm": name.lower(), "symmetric": False, "block_size": 32}
          for name in ("RTN", "HQQ")}
 NNCF = "NNCF 4 bits, OpenVINO"
 SHAPES = ((1, 32), (1, 128), (16, 64))
 TRAIN, EXPORT, QUANTIZE = (f"int4_eager/{name}.py" for name in (
     "train_qat_int4", "export_to_onnx", "quantize_onnx_int4"))
-
-
-def twin_of(name: str) -> str:
-    """The FP32 run at a format's rate."""
-    return next(twin for twin, rate in TWINS.items() if rate == RATES[name])
 
 
 def trained(name: str, seed: int):
@@ -168,7 +163,7 @@ def records_of(files: dict, found: dict, data: dict, task) -> dict:
             split: [quick_score(data[split][1], found[key][split], task) for key in each] for split in found[each[0]]}
         records[name]["all_against_start"] = [difference(everything[key], everything["FP32", 0], task) for key in each]
         if name.endswith("QAT"):
-            twin = f"FP32 {twin_of(name.split()[0])}"
+            twin = f"FP32 twin-{name.split()[0]}"
             others = {"start": dict.fromkeys(each, ("FP32", 0)),
                       "rounded": {key: (name.replace("QAT", "rounded"), 0) for key in each},
                       "twin": {key: (twin, key[1]) for key in each if (twin, key[1]) in found}}
@@ -196,7 +191,7 @@ def main(settings):
     seeds, formats = [int(seed) for seed in SEEDS.split(",")], chosen(FORMATS, BITS, "FORMATS")
     runs = {}
     for seed in seeds:
-        for name in dict.fromkeys(one for format in formats for one in (format, twin_of(format))[: 1 + WITH_TWINS]):
+        for name in dict.fromkeys(one for format in formats for one in (format, f"twin-{format}")[: 1 + WITH_TWINS]):
             if folder := trained(name, seed):
                 runs[name, seed] = folder
     check(runs, f"PREFIX is {PREFIX!r}, and no such run is finished: leave out --no-train-missing")

@@ -16,11 +16,12 @@ from lowbit.data.heldout import held_out
 from lowbit.data.tokens import TOKENIZER_FILES
 from lowbit.pipeline.files import atomic_folder, resolve, run_dir, sha256, shown, write_json
 from lowbit.pipeline.machine import machine
-from lowbit.pipeline.manifest import begin_run, digests, publish, record, recorded, stages_of
+from lowbit.pipeline.manifest import begin_run, digests, publish, record, stages_of
 from lowbit.pipeline.settings import check
 from lowbit.pipeline.stage import next_command, run_stage
 from lowbit.pretrain.corpus import Corpus, read_weights
 from lowbit.pretrain.mlm import CHECKPOINT, Vocabulary, check_settings, train_masked
+from lowbit.pretrain.runs import made_by
 from lowbit.pretrain.stream import TOKENS, left_out, marks_of, phases_of, tokenize
 from lowbit.pretrain.unigram import SPACE
 from lowbit.training.encoder import PRETRAINING
@@ -53,8 +54,8 @@ def main(settings):
     source, out = run_dir(ENCODER, "ENCODER"), run_dir(RUN)
     check(source.resolve() != out.resolve(), f"RUN is {RUN!r}, the encoder itself: choose another name")
     begin_run(out, STAGE, TOKENS, CHECKPOINT)
-    maker = STAGE if STAGE in stages_of(source) else FETCH
-    read = recorded(source, maker, "model.safetensors", "config.json", *TOKENIZER_FILES)
+    read = made_by(STAGE if STAGE in stages_of(source) else FETCH, source, "ENCODER",
+                   "model.safetensors", "config.json", *TOKENIZER_FILES)
     longest = AutoConfig.from_pretrained(source).max_position_embeddings
     check(1 < LENGTH <= longest, f"LENGTH is {LENGTH}; it must be from 2 to {longest}, which {shown(source)} can read")
     logging.disable_progress_bar()  # of a second's work

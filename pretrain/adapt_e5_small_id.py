@@ -54,8 +54,8 @@ def main(settings):
     source, out = run_dir(ENCODER, "ENCODER"), run_dir(RUN)
     check(source.resolve() != out.resolve(), f"RUN is {RUN!r}, the encoder itself: choose another name")
     begin_run(out, STAGE, TOKENS, CHECKPOINT)
-    read = made_by(STAGE if STAGE in stages_of(source) else FETCH, source, "ENCODER",
-                   "model.safetensors", "config.json", *TOKENIZER_FILES)
+    maker = STAGE if STAGE in stages_of(source) or (source / TOKENS).exists() else FETCH  # it may be unfinished
+    read = made_by(maker, source, "ENCODER", "model.safetensors", "config.json", *TOKENIZER_FILES)
     longest = AutoConfig.from_pretrained(source).max_position_embeddings
     check(1 < LENGTH <= longest, f"LENGTH is {LENGTH}; it must be from 2 to {longest}, which {shown(source)} can read")
     logging.disable_progress_bar()  # of a second's work

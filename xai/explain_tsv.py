@@ -58,7 +58,7 @@ def main(settings):
                    {"file": shown(path), "sha256": sha256(path), "count": len(texts)})
     out.mkdir(parents=True, exist_ok=True)
     claim(out)
-    note(out, {UNFINISHED, EXPLANATIONS})
+    note(out, dict.fromkeys((UNFINISHED, EXPLANATIONS), ""))
     start, started = done_lines(out / UNFINISHED, head), time.monotonic()
     if start:
         print(f"  resuming after {start} of {len(texts)} texts")

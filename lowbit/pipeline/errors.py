@@ -24,9 +24,9 @@ OS_SENTENCES = {
 
 # the same faults as libraries word them that write files without Python's own open()
 LIBRARY_SENTENCES = {
-    "os error 28": OS_SENTENCES[errno.ENOSPC], "No space left on device": OS_SENTENCES[errno.ENOSPC],
-    "os error 30": OS_SENTENCES[errno.EROFS], "Read-only file system": OS_SENTENCES[errno.EROFS],
-    "os error 13": OS_SENTENCES[errno.EACCES], "Permission denied": OS_SENTENCES[errno.EACCES],
+    **{f"(os error {code})": said for code, said in OS_SENTENCES.items()},  # safetensors, tokenizers
+    "No space left on device": OS_SENTENCES[errno.ENOSPC], "Read-only file system": OS_SENTENCES[errno.EROFS],
+    "Permission denied": OS_SENTENCES[errno.EACCES],
     **dict.fromkeys(("PytorchStreamWriter failed writing", "basic_ios::clear: iostream error", "unexpected pos"),
                     "a file could not be written to its end, most likely for want of space"),  # torch.save
 }

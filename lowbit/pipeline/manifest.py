@@ -1,6 +1,8 @@
 """manifest.json of a run: what each stage wrote, from what, how and with what; the chain of stages is checked."""
 
 import datetime
+import hashlib
+import itertools
 import json
 import os
 import sys
@@ -18,7 +20,8 @@ MODEL_FILES = (".json", ".onnx", ".pth", ".safetensors")  # what stages write ov
 def read_manifest(folder: Path) -> dict:
     """What a folder's manifest holds, under "stages" a stage's name -> its record.
 
-    "ships" is what shipped() returns, from stage 3 on; "published" are the names that note() took.
+    "ships" is what shipped() returns, from stage 3 on; "published" maps the names that note() took to the SHA-256 of
+    what was last moved there, or to "".
 
     Raises UserError for one that cannot be read, or that another version wrote in another format.
     """
@@ -35,6 +38,8 @@ def read_manifest(folder: Path) -> dict:
                 raise ValueError("a file without its SHA-256")
             if not all(isinstance(digest, str) for digest in made["reads"].values()):
                 raise ValueError("a source without its SHA-256")
+        if isinstance(published := manifest.get("published", {}), list):  # names alone, as it was once
+            manifest["published"] = dict.fromkeys(published, "")
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{shown(path)} cannot be read ({error}): delete it and run the stages again") from None
@@ -77,28 +82,41 @@ def begin_run(folder: Path, stage: str, *leaves: str) -> None:
                             "take away what the folder holds")
     claim(folder)
     if first_process():
-        note(folder, set(leaves))
+        note(folder, dict.fromkeys(leaves, ""))
 
 
-def _ours(manifest: dict) -> set[str]:
-    """Names in its folder that stages wrote, or had begun to write."""
-    return {*manifest.get("published", []), *(name for made in manifest["stages"].values() for name in made["writes"])}
+def _ours(manifest: dict) -> dict[str, set[str]]:
+    """Name in its folder that a stage wrote, or had begun to write -> the SHA-256 that a stage knows of it, if any."""
+    found = {name: {digest} - {""} for name, digest in manifest.get("published", {}).items()}
+    for made in manifest["stages"].values():
+        for name, file in made["writes"].items():
+            found.setdefault(name, set()).add(file["sha256"])
+    return found
 
 
-def note(folder: Path, names: set[str]) -> None:
+def note(folder: Path, names: dict[str, str]) -> None:
     """Note in a folder's manifest that `names` in it are this project's, before they are written.
 
-    Raises UserError for one that is there already and is not: it is the user's. What a killed stage had begun to write
-    is known by its note.
+    They map to the SHA-256 of what will lie there, "" if that is not known yet. Raises UserError for one that is there
+    already and is not: it is the user's. What a killed stage had begun to write is known by its note. What a stage
+    wrote and somebody changed is kept under another name, in words.
     """
     manifest = read_manifest(folder)
-    new = names - _ours(manifest)
-    for name in sorted(new):
+    ours = _ours(manifest)
+    for name in sorted(names.keys() - ours):
         if os.path.lexists(folder / name):  # a link to nowhere too
             raise UserError(f"{shown(folder / name)} is in the way: no stage wrote it, so it is not replaced; move it "
                             "to another folder, then run the same command again")
-    if new:
-        write_json(folder / MANIFEST, manifest | {"published": sorted({*manifest.get("published", []), *new})})
+    changed = [name for name in sorted(names) if ours.get(name) and (folder / name).is_file()
+               and sha256(folder / name) not in ours[name]]
+    published = manifest.get("published", {})
+    if published != (noted := published | names):
+        write_json(folder / MANIFEST, manifest | {"published": dict(sorted(noted.items()))})
+    for name in changed:
+        kept = next(free for number in itertools.count(1)
+                    if not os.path.lexists(free := folder / f"{name}.changed-{number}"))
+        (folder / name).rename(kept)
+        print(f"  {shown(folder / name)} was changed since a stage wrote it: kept as {kept.name}", flush=True)
 
 
 def publish(scratch: Path) -> list[str]:
@@ -106,15 +124,15 @@ def publish(scratch: Path) -> list[str]:
 
     Raises UserError if one of them, or its external data, would replace a file of the user's.
     """
-    names = {path.name for path in scratch.iterdir()}
-    data = {external_data(Path(name)).name for name in names}
-    note(scratch.parent, names | {name for name in data if (scratch.parent / name).exists()})
+    names = {path.name: sha256(path) for path in scratch.iterdir()}
+    data = {external_data(Path(name)).name for name in names} - names.keys()
+    note(scratch.parent, names | {name: "" for name in data if (scratch.parent / name).exists()})
     return move_up(scratch)
 
 
 def publish_text(path: Path, text: str) -> None:
     """Write a UTF-8 file of a run's or a results' folder whole or not at all; raises UserError if it is the user's."""
-    note(path.parent, {path.name})
+    note(path.parent, {path.name: hashlib.sha256(text.encode()).hexdigest()})
     write_text(path, text)
 
 

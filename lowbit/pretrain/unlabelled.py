@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from lowbit.data.tsv import Text, folded
 from lowbit.distill.soft_labels import Taught
 from lowbit.distill.teachers import agreed, disagreement, judged, on_main_axes
-from lowbit.pipeline.files import atomic_folder, sha256
+from lowbit.pipeline.errors import UserError
+from lowbit.pipeline.files import atomic_folder, sha256, shown
 from lowbit.pipeline.manifest import publish
 from lowbit.pretrain.corpus import Corpus
 from lowbit.training.encoder import RUN_FILES
@@ -45,9 +47,13 @@ def judge(teachers: list[Path], weights_of: list[Path], texts: list[Text], folde
             with atomic_folder(folder) as scratch:
                 np.savez(scratch / path.name, logits=ours[0], vectors=ours[1].astype(np.float16))
                 publish(scratch)
-        with np.load(path) as held:
-            logits.append(held["logits"])
-            vectors.append(held["vectors"].astype(np.float32))
+        try:
+            with np.load(path) as held:
+                logits.append(held["logits"])
+                vectors.append(held["vectors"].astype(np.float32))
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+            raise UserError(f"{shown(path)} cannot be read ({error}): delete it, the same command makes it again"
+                            ) from None
     return logits, vectors
 
 

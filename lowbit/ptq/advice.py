@@ -43,8 +43,8 @@ def smallest(rows: dict[str, dict]) -> str:
 def recommend(results: dict, wanted: str = WANTED[0]) -> tuple[str, str]:
     """(method, why): for `speed` the smallest of the fastest files within the guard, for `size` the smallest of all.
 
-    A file slower than FP32 is advised only where size is wanted. Test accuracy decides nothing but the guard, which can
-    only rule a method out.
+    Of the fastest, those that are known to stay within the guard go before those that the texts cannot tell of. A file
+    slower than FP32 is advised only where size is wanted. Test accuracy decides nothing but the guard.
     """
     held, base = eligible(results), reference_of(results)
     points = results["max_drop"]
@@ -66,9 +66,12 @@ def recommend(results: dict, wanted: str = WANTED[0]) -> tuple[str, str]:
     near = {name: row for name, row in faster.items() if row["speedup"] >= NEAR * best}
     if len(near) == 1:
         return next(iter(near)), f"the fastest of the {len(held)} methods that {limit}"
-    return smallest(near), (f"the smallest file of the {len(near)} that are fastest, within {100 * (1 - NEAR):.0f} % "
-                            f"of each other ({', '.join(near)}), and of files alike in size the one that changes "
-                            f"fewest labels; {len(held)} methods {limit}")
+    known = {name: row for name, row in near.items() if name not in unsure}
+    surely = f" that surely loses no more than {points:g}," if 0 < len(known) < len(near) else ""
+    return smallest(known or near), (
+        f"the smallest file{surely} of the {len(near)} that are fastest, within {100 * (1 - NEAR):.0f} % of each other "
+        f"({', '.join(near)}), and of files alike in size the one that changes fewest labels; {len(held)} methods "
+        f"{limit}")
 
 
 def target_rows(results: dict, method: str) -> list[dict]:

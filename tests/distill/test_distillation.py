@@ -294,6 +294,11 @@ def test_students_teach_students(distilled, tmp_path):
     run_well("distill_bert_mini_id.py", *taught)
     judged = sorted(path.name for path in run_folder(f"{run}-judged").glob("*.npz"))
     assert all(file.startswith(teacher) for file, teacher in zip(judged, sorted(teachers.split(",")), strict=True))
+    damaged = run_folder(f"{run}-judged") / judged[0]
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    refused = run_stage_script("distill_bert_mini_id.py", *taught, folder="pretrain")
+    assert refused.returncode == 2
+    assert f"{judged[0]} cannot be read" in refused.error and "delete it" in refused.error
     copy = new_run()
     shutil.copytree(run_folder(f"{name}-2"), run_folder(copy))
     with open(run_folder(copy) / "model_qat.pth", "ab") as file:

@@ -24,6 +24,7 @@ from lowbit.pipeline.manifest import (
     MANIFEST,
     begin_run,
     publish,
+    publish_text,
     record,
     recorded,
     settings_of,
@@ -297,6 +298,42 @@ def test_what_a_killed_stage_published_is_replaced(run, monkeypatch):
     assert recorded(run, SECOND, "aaa.bin", "five.bin")[0].read_bytes() == b"newer"
 
 
+@pytest.mark.parametrize("name", ["two.bin", "five.bin"])
+def test_what_a_user_put_in_place_of_a_written_file_is_kept(run, name, capsys):
+    """Under another name, in words, each time: recorded, or published by a stage that could not record it."""
+    with atomic_folder(run) as scratch:
+        (scratch / "five.bin").write_bytes(b"five")
+        publish(scratch)
+    for mine in (b"trained for hours", b"and for hours more"):
+        (run / name).write_bytes(mine)
+        write_stage(run, SECOND, {name: b"made again"}, ["one.bin"])
+        assert recorded(run, SECOND, name)[0].read_bytes() == b"made again"
+    assert (run / f"{name}.changed-1").read_bytes() == b"trained for hours"
+    assert (run / f"{name}.changed-2").read_bytes() == b"and for hours more"
+    assert f"{name} was changed since a stage wrote it: kept as {name}.changed-2" in capsys.readouterr().out
+    write_stage(run, SECOND, {name: b"made again"}, ["one.bin"])
+    assert not (run / f"{name}.changed-3").exists()
+
+
+def test_a_published_text_that_a_user_changed_is_kept(tmp_path):
+    """A report with notes in it; a second report takes the place of the first, not of the notes."""
+    for text in ("old", "new"):
+        publish_text(tmp_path / "report.html", text)
+    (tmp_path / "report.html").write_text("with notes")
+    publish_text(tmp_path / "report.html", "newer")
+    assert (tmp_path / "report.html").read_text() == "newer"
+    assert [path.read_text() for path in tmp_path.glob("*.changed-*")] == ["with notes"]
+
+
+def test_names_that_an_older_manifest_published_are_still_ours(run):
+    """Names alone, without what was written: replaced as they were then."""
+    manifest = json.loads((run / MANIFEST).read_text()) | {"published": ["six.bin"]}
+    (run / MANIFEST).write_text(json.dumps(manifest))
+    (run / "six.bin").write_bytes(b"half")
+    write_stage(run, SECOND, {"six.bin": b"whole"}, ["one.bin"])
+    assert recorded(run, SECOND, "six.bin")[0].read_bytes() == b"whole"
+
+
 def test_json_keeps_letters_and_numbers(tmp_path):
     """Readable by people: indented, é as é."""
     write_json(tmp_path / "sub" / "a.json", {"teks": "é", "n": 0.1})
@@ -395,11 +432,12 @@ def test_manifest_tells_what_was_written_when_and_with_what(run):
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("rename", [1, 2, 3])
+@pytest.mark.parametrize("rename", [1, 2, 3, 4])
 def test_kill_at_any_rename_leaves_old_or_nothing(tmp_path, rename, moment):
     """A stage killed between any two of its renames: its files are accepted all old or all new, or refused.
 
-    Two files and the manifest are renamed; the process dies right before or right after one of them.
+    The manifest that announces them, two files and the manifest that records them are renamed; the process dies right
+    before or right after one of these.
     """
     folder = tmp_path / "my-run"
     old, new = ({name: state + name.encode() for name in ("a.bin", "b.bin")} for state in (b"old ", b"new "))
@@ -424,7 +462,7 @@ def test_kill_at_any_rename_leaves_old_or_nothing(tmp_path, rename, moment):
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     found = {name: (folder / name).read_bytes() for name in old}
-    if found in (old, new) and (rename, moment) in ((1, "before"), (3, "after")):
+    if found in (old, new) and (rename, moment) in ((1, "before"), (1, "after"), (2, "before"), (4, "after")):
         recorded(folder, FIRST, *old)
     else:
         with pytest.raises(UserError, match=FIRST):
@@ -432,4 +470,4 @@ def test_kill_at_any_rename_leaves_old_or_nothing(tmp_path, rename, moment):
     claim(folder)
     write_stage(folder, FIRST, new)
     recorded(folder, FIRST, *new)
-    assert leftovers(folder) == []
+    assert leftovers(folder) == [] and not list(folder.glob("*.changed-*"))

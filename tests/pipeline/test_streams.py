@@ -67,3 +67,22 @@ def test_places_that_are_taken(tmp_path, taken, said):
     assert said in done.stderr
     assert "made" in done.stderr
     assert place.read_text() == "mine"
+
+
+def test_a_file_that_may_not_grow_is_said_as_a_library_says_it(tmp_path):
+    """safetensors writes without Python's own open(): its error has no number of its own."""
+    start, end = SCRIPT.split("def main(settings):")[0], SCRIPT[SCRIPT.index("if __name__"):]
+    (tmp_path / "show.py").write_text(f"""{start}
+def main(settings):
+    import resource
+    import torch
+    from safetensors.torch import save_file
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    save_file({{"weight": torch.ones(10_000)}}, "made.safetensors")
+
+
+{end}""")
+    done = subprocess.run([sys.executable, "show.py"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "the file is larger than this system lets it be" in done.stderr and "Traceback" not in done.stderr

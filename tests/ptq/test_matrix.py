@@ -438,6 +438,17 @@ def test_of_equally_fast_files_the_smallest_is_advised():
     assert recommend(results_of(a=row(25, 4.0, 0, flips=3), b=row(25.1, 4.1, 0, flips=1)))[0] == "b"
 
 
+def test_of_equally_fast_files_one_that_surely_stays_within_the_guard_goes_first():
+    """A smaller one of which the texts cannot tell stays behind it; alone, or where nobody is sure, it is advised."""
+    sure, small = row(26, 4.0, 0), row(10, 4.1, 0.9, spread=2)
+    method, why = recommend(results_of(sure=sure, small=small))
+    assert method == "sure"
+    assert "sure, small" in why and "that surely loses no more than 1, of the 2 that are fastest" in why
+    assert recommend(results_of(sure=row(26, 8, 0), small=small))[0] == "small"
+    assert recommend(results_of(large=row(26, 4.0, 0, spread=2), small=small))[0] == "small"
+    assert recommend(results_of(sure=sure, small=small), "size")[0] == "small"
+
+
 def test_a_file_slower_than_fp32_is_advised_for_its_size_alone():
     """FP16 on a CPU: half the size, but not faster; a file of a third the speed stays behind one that is faster."""
     half = row(50, 10.4, 0)

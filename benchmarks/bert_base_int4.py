@@ -34,8 +34,8 @@ SHAPES = ((1, 32), (1, 128), (16, 64))
 EXPORT, QUANTIZE = "int4_eager/export_to_onnx.py", "int4_eager/quantize_onnx_int4.py"
 # FP32 weights are rounded: a trained file of the same bits has the same bytes, and runs the same operators
 FILES = {"4 bits": ("--bits", "4", "--table-bits", "4"),
-         "2 bits, tables 4": ("--bits", "2", "--table-bits", "4", "--head-bits", "2"),
-         "2 bits, tables 2": ("--bits", "2", "--table-bits", "2", "--head-bits", "2")}
+         "2 bits, tables 4": ("--bits", "2", "--table-bits", "4", "--head-bits", "2", "--position-bits", "4"),
+         "2 bits, tables 2": ("--bits", "2", "--table-bits", "2", "--head-bits", "2", "--position-bits", "4")}
 
 
 def main(settings):

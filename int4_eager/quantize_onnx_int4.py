@@ -22,7 +22,8 @@ from lowbit.training.weights import WEIGHTS
 # ---- settings: edit here, or for one run: --bits 2 -----------------------------------------------
 RUN = "indobert-qat-int4-smsa"  # folder under models/ shared by the four stages
 BITS = 4.0                      # a weight of a Linear layer: 4, 2, or 1.6 (three levels, five a byte); as trained
-TABLE_BITS = 4.0                # a weight of an embedding table: 8, 4, 2 or 1.6; as trained
+TABLE_BITS = 4.0                # a weight of the table of words: 8, 4, 2 or 1.6; as trained
+POSITION_BITS = 8.0             # a weight of the table of positions: 8, 4, 2 or 1.6; as trained
 HEAD_BITS = 8.0                 # a weight of pooler and classifier: 8, 4, 2 or 1.6; as trained
 ACTIVATION_RANGES = "dynamic"   # dynamic: measured over each batch at run time; learned: in the file; as trained
 TARGET = "openvino"             # learned only: openvino or tensorrt (int8), onnxruntime (uint8); as trained

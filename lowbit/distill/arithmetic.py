@@ -30,7 +30,8 @@ RANGES = {"TARGET": "onnxruntime", "QUANTIZE_ATTENTION": True}
 INT8 = {"PER_CHANNEL": False, "QUANTIZE_EMBEDDINGS": True, "REDUCE_RANGE": False, **RANGES}
 ARITHMETIC = {  # the same defaults as the folders of stages have
     DYNAMIC: INT8 | {"ACTIVATION_RANGES": "dynamic"}, LEARNED: INT8 | {"ACTIVATION_RANGES": "learned"},
-    INT4: RANGES | {"ACTIVATION_RANGES": "dynamic", "BITS": 4.0, "TABLE_BITS": 4.0, "HEAD_BITS": 8.0}}
+    INT4: RANGES | {"ACTIVATION_RANGES": "dynamic", "BITS": 4.0, "TABLE_BITS": 4.0, "POSITION_BITS": 8.0,
+                    "HEAD_BITS": 8.0}}
 CALIBRATION_TEXTS = 512  # that learned ranges start from
 
 

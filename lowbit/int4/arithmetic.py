@@ -12,7 +12,7 @@ from lowbit.training.encoder import load_run
 from lowbit.training.lsq import TARGETS
 from lowbit.training.weights import WEIGHTS, load_weights
 
-PARTS = {"weights": "BITS", "tables": "TABLE_BITS", "head": "HEAD_BITS"}
+PARTS = {"weights": "BITS", "tables": "TABLE_BITS", "positions": "POSITION_BITS", "head": "HEAD_BITS"}
 LEARNED_ONLY = ("TARGET", "QUANTIZE_ATTENTION")
 ARITHMETIC = (*PARTS.values(), "ACTIVATION_RANGES", *LEARNED_ONLY)
 PRECISIONS = {4.0: "int4", 2.0: "int2", 1.6: "ternary"}  # what BITS make of a file
@@ -28,7 +28,7 @@ def is_learned(s: dict) -> bool:
 
 
 def levels_by_part(s: dict) -> dict[str, Levels]:
-    """The levels of weights, tables and head; raises UserError for bits that there is no format of."""
+    """The levels of each of PARTS; raises UserError for bits that there is no format of."""
     return {part: levels_of(s[name], name, tuple(PRECISIONS if part == "weights" else LEVELS))
             for part, name in PARTS.items()}
 
@@ -41,8 +41,16 @@ def simulate(model: torch.nn.Module, s: dict) -> torch.nn.Module:
     return simulation.simulate(model, levels, s["TARGET"] if learned else None, s["QUANTIZE_ATTENTION"])
 
 
+def refuse_older(run: str, trained: dict) -> None:
+    """Raise UserError for a run whose training simulated positions and token types as files had them once."""
+    if trained["QAT"] and "POSITION_BITS" not in trained:
+        raise UserError(f"{run} was trained by an older version, for a file whose positions and token types have "
+                        "TABLE_BITS: train it again, or go on with that version")
+
+
 def load_simulation(folder: Path, s: dict, trained: dict) -> torch.nn.Module:
     """The simulated model of a run, its weights loaded: with trained scales, or, without QAT, those of least error."""
+    refuse_older(folder.name, trained)
     model = load_run(folder)
     if trained["QAT"]:
         load_weights(simulate(model, s), folder / WEIGHTS)
@@ -55,6 +63,7 @@ def load_simulation(folder: Path, s: dict, trained: dict) -> torch.nn.Module:
 def refuse_other_arithmetic(s: dict, trained: dict) -> None:
     """What is trained is what ships: raise UserError if a QAT run is to be quantized otherwise than simulated."""
     levels_by_part(s)
+    refuse_older(s["RUN"], trained)
     if is_learned(s) and not (trained["QAT"] and is_learned(trained)):
         raise UserError(f"ACTIVATION_RANGES is learned here but {s['RUN']} has learned none: train it with "
                         "--activation-ranges learned" + ("" if trained["QAT"] else " and without --no-qat"))

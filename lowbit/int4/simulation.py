@@ -18,6 +18,8 @@ from lowbit.training.integer_attention import simulate_attention
 from lowbit.training.integer_linear import IntegerLinear, dynamic_range
 from lowbit.training.lsq import TARGETS, ActivationQuantizer, shared_inputs
 
+FEW_ROWS = 8  # a table of fewer is no larger than a bias, and every token reads it: it stays FP32
+
 
 class _ToLevels(torch.autograd.Function):
     """Weight [..., columns] and log_scale [...] to integers; the product that takes them multiplies by the scale.
@@ -101,12 +103,19 @@ class FewLevelEmbedding(_FewLevels, nn.Embedding):
 def simulate(model: nn.Module, bits: dict[str, Levels], learned: str | None, quantize_attention: bool) -> nn.Module:
     """Give `model` the arithmetic of the file, in place; returns it. Scales are 1 until they are started or loaded.
 
-    `bits` holds the levels of "weights", "tables" and "head" (Linear layers outside the encoder's own, and its
-    pooler). `learned` is the target (see lsq.TARGETS) of learned activation ranges, None for dynamic ones. The state
-    dict gains a `log_scale` for each weight and table, and what learned ranges add.
+    `bits` holds the levels of "weights", "tables" (of words), "positions" and "head" (Linear layers outside the
+    encoder's own, and its pooler). A table of few rows, the token types', stays FP32. `learned` is the target (see
+    lsq.TARGETS) of learned activation ranges, None for dynamic ones. The state dict gains a `log_scale` for each weight
+    and table of few levels, and what learned ranges add.
     """
-    groups = shared_inputs(model)
-    assign(model, {name: bits[part] for name, part in parts_of(model).items()}, bool(learned))
+    groups, words, levels = shared_inputs(model), model.get_input_embeddings(), {}
+    for name, part in parts_of(model).items():
+        module = model.get_submodule(name)
+        if part != "tables" or module is words:
+            levels[name] = bits[part]
+        elif len(module.weight) >= FEW_ROWS:
+            levels[name] = bits["positions"]
+    assign(model, levels, bool(learned))
     for sharing in groups if learned else ():
         quantizer = sharing[0].quantizer = ActivationQuantizer(TARGETS[learned])
         for module in sharing:

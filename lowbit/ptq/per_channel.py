@@ -20,8 +20,10 @@ from lowbit.graph.names import module_of
 from lowbit.int4.file import write
 from lowbit.int4.levels import LEVELS, Levels
 from lowbit.int4.rounding import best_scales, to_levels
+from lowbit.int4.simulation import FEW_ROWS
 
-HEAD = ("pooler", "classifier")  # at 8 bits, as int4_eager/ keeps them
+HEAD = ("pooler", "classifier")
+KEPT = (*HEAD, "position_embeddings")  # at 8 bits, as int4_eager/ keeps them
 DAMPING = 0.01  # share of the mean diagonal that is added to X.T @ X
 
 
@@ -56,8 +58,10 @@ def quantize_per_channel(source: Path, target: Path, bits: float, table_bits: fl
     sums = np.load(moments) if moments else {}
     rounded = {}
     for name, (node, weight) in weights_of(exported.graph).items():
-        head = any(part in name.split(".") for part in HEAD)
-        levels = LEVELS[table_bits if node.op_type == "Gather" else 8.0 if head else bits]
+        if node.op_type == "Gather" and len(weight) < FEW_ROWS:
+            continue
+        kept = any(part in name.split(".") for part in KEPT)
+        levels = LEVELS[8.0 if kept else table_bits if node.op_type == "Gather" else bits]
         weight = torch.from_numpy(weight.copy())
         scale = best_scales(weight, levels)
         if name in sums:

@@ -22,10 +22,15 @@ FAKE_QUANT_STATE = ("activation_post_process.", "weight_fake_quant.", "fake_quan
                     ".quantizer.", ".quantizers.", ".log_scale")
 
 
+def is_fake(name: str) -> bool:
+    """Whether a tensor is the state of a fake-quantization module."""
+    return any(part in name for part in FAKE_QUANT_STATE)
+
+
 def load_weights(model: torch.nn.Module, path: Path) -> None:
     """Load a plain state dict (.pth or .safetensors) strictly.
 
-    Fake-quant state is named and left out, any other mismatch is refused.
+    Fake-quant state is named and left out of a model that has none; any other mismatch is refused.
     """
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(
@@ -36,7 +41,9 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"{shown(path)} holds something else than a plain state dict (name -> tensor): train again")
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    fake = [name for name in state if name not in wanted and any(part in name for part in FAKE_QUANT_STATE)]
+    fake = [name for name in state if name not in wanted and is_fake(name)]
+    if any(map(is_fake, wanted)):
+        fake = []  # it simulates, and otherwise than it was trained: refused below
     if fake:
         print(f"  {len(fake)} fake-quantization tensors left out: {', '.join(fake[:3])}{' …' * (len(fake) > 3)}")
     state = {name: tensor for name, tensor in state.items() if name not in fake}

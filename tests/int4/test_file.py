@@ -21,8 +21,8 @@ from lowbit.pipeline.errors import UserError
 from lowbit.training.calibration import calibrate_scales
 from lowbit.training.lsq import quantizers
 
-LINEAR_LAYERS, TABLES, ATTENTION_PRODUCTS, HEAD = 14, 3, 4, 2
-LOOK_UPS = TABLES - 1  # a lone text's type is one row, which is looked up when the session is made
+LINEAR_LAYERS, TABLES, ATTENTION_PRODUCTS, HEAD = 14, 2, 4, 2  # tables of words and positions; token types stay FP32
+POSITIONS = 1  # of the tables: at 8 bits, as the head is
 WIDTHS = {4.0: (4.0, 4.0), 2.0: (2.0, 4.0), 1.6: (1.6, 2.0)}  # bits of weights -> of weights and tables
 bits = pytest.mark.parametrize("bits", WIDTHS)
 modes = pytest.mark.parametrize("mode", ["dynamic", "learned"])
@@ -30,8 +30,8 @@ modes = pytest.mark.parametrize("mode", ["dynamic", "learned"])
 
 def settings(bits: float, mode: str, **more) -> dict:
     weights, tables = WIDTHS[bits]
-    return {"BITS": weights, "TABLE_BITS": tables, "HEAD_BITS": 8.0, "ACTIVATION_RANGES": mode, "TARGET": "openvino",
-            "QUANTIZE_ATTENTION": True} | more
+    return {"BITS": weights, "TABLE_BITS": tables, "POSITION_BITS": 8.0, "HEAD_BITS": 8.0, "ACTIVATION_RANGES": mode,
+            "TARGET": "openvino", "QUANTIZE_ATTENTION": True} | more
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,10 @@ def test_nothing_is_unpacked_at_run_time(made, bits, mode):
     _, path = made(bits, mode)
     found = census(path)
     assert found["linear"] == {"integer": LINEAR_LAYERS, "float": 0}
-    assert found["embedding"] == {"integer": LOOK_UPS, "float": 0}
+    assert found["embedding"] == {"integer": TABLES, "float": 0}
     products = {"integer": ATTENTION_PRODUCTS, "float": 0}
     assert found["attention"] == (products if mode == "learned" else {"integer": 0, "float": ATTENTION_PRODUCTS})
-    packed = LINEAR_LAYERS + TABLES - HEAD
+    packed = LINEAR_LAYERS + TABLES - HEAD - POSITIONS
     assert found["packed"] == {"stored": packed, "unpacked_at_load": packed, "rows": 0}
     said = f"{packed} packed weights and tables: {packed} unpacked when the session is made, 0 a row at a time"
     assert any(said in line for line in census_lines(found))
@@ -110,8 +110,8 @@ def test_large_models_are_written_for_less_memory(made, bits, mode):
     wide = [tensor for tensor in onnx.load(path).graph.initializer if tensor.data_type == onnx.TensorProto.UINT16]
     assert len(wide) == 2 * 2  # a layer's two products of 32 x 64
     found = census(path)
-    packed = LINEAR_LAYERS + TABLES - HEAD
-    assert found["packed"] == {"stored": packed, "unpacked_at_load": packed - 2, "rows": 2}
+    packed = LINEAR_LAYERS + TABLES - HEAD - POSITIONS
+    assert found["packed"] == {"stored": packed, "unpacked_at_load": packed - 1, "rows": 1}
     for kind in ("linear", "embedding", "attention"):
         assert found[kind] == census(small)[kind]
     inputs = sample_inputs(model.config.vocab_size, 8, 20, 6, 0)
@@ -129,7 +129,7 @@ def test_census_sees_a_look_up_that_stays(made, tmp_path):
     model.graph.initializer.remove(tensor)
     model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, onnx.TensorProto.UINT8, shape))
     onnx.save(model, tmp_path / "open.onnx")
-    packed = LINEAR_LAYERS + TABLES - HEAD
+    packed = LINEAR_LAYERS + TABLES - HEAD - POSITIONS
     found = census(tmp_path / "open.onnx")
     assert found["packed"] == {"stored": packed, "unpacked_at_load": packed - 1, "rows": 0}
     assert any("1 whole in every run" in line for line in census_lines(found))

@@ -12,7 +12,7 @@ from lowbit.int4.levels import LEVELS
 from lowbit.int4.rounding import best_scales, to_levels
 from lowbit.ptq.per_channel import compensated, quantize_per_channel, second_moments, weights_of
 
-LINEAR_LAYERS, TABLES = 14, 3
+LINEAR_LAYERS, TABLES = 14, 2  # of words and positions; token types stay FP32
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,6 @@ def test_file_is_packed_and_runs_on_integers(source, rows, tmp_path, with_moment
     quantize_per_channel(source, tmp_path / "q.onnx", 2.0, 4.0, moments)
     found = census(tmp_path / "q.onnx")
     assert found["linear"] == {"integer": LINEAR_LAYERS, "float": 0}
-    assert found["embedding"] == {"integer": TABLES - 1, "float": 0}  # one row of types is looked up at once
-    packed = LINEAR_LAYERS + TABLES - 2
+    assert found["embedding"] == {"integer": TABLES, "float": 0}
+    packed = LINEAR_LAYERS + TABLES - 3  # the head and positions have 8 bits
     assert found["packed"] == {"stored": packed, "unpacked_at_load": packed, "rows": 0}

@@ -70,8 +70,8 @@ def test_stages_end_well_and_lead_on(pipeline_two, run_two):
     said = {name: done.stdout for name, done in pipeline_two[1].items()}
     assert f"next: python int4_eager/export_to_onnx.py --run {run_two}" in said[TRAIN]
     assert f"next: python int4_eager/quantize_onnx_int4.py --run {run_two} --bits 2.0" in said[EXPORT]
-    assert "34 of 34 weights and scales, unpacked, equal those simulated in training, bit for bit" in said[QUANTIZE]
-    assert "15 packed weights and tables: 15 unpacked when the session is made" in said[QUANTIZE]
+    assert "32 of 32 weights and scales, unpacked, equal those simulated in training, bit for bit" in said[QUANTIZE]
+    assert "13 packed weights and tables: 13 unpacked when the session is made" in said[QUANTIZE]
     assert f"deploy models/{run_two}/model_qat_int2.onnx" in said[EVALUATE]
 
 
@@ -204,6 +204,7 @@ def test_killed_packing_leaves_nothing_half_made(run_two):
     (TRAIN, ("--bits", 3), "BITS is 3; choose 4, 2, 1.6"),
     (TRAIN, ("--bits", 8), "BITS is 8; choose 4, 2, 1.6"),
     (TRAIN, ("--table-bits", 5), "TABLE_BITS is 5; choose 8, 4, 2, 1.6"),
+    (TRAIN, ("--position-bits", 16), "POSITION_BITS is 16; choose 8, 4, 2, 1.6"),
     (TRAIN, ("--activation-ranges", "static"), "ACTIVATION_RANGES is 'static'; choose dynamic or learned"),
     (TRAIN, (*LEARNED, "--target", "cpu"), "TARGET is 'cpu'; choose openvino, tensorrt, onnxruntime"),
     (TRAIN, (*LEARNED, "--no-qat"), "QAT is off"),
@@ -214,6 +215,7 @@ def test_killed_packing_leaves_nothing_half_made(run_two):
     (TRAIN, ("--model-name", "models/nobody"), "fine-tune an encoder first with `python ptq/finetune_fp32.py`"),
     (QUANTIZE, (), "BITS is 4.0 here but"),
     (QUANTIZE, (*TWO, "--table-bits", 2), "TABLE_BITS is 2.0 here but"),
+    (QUANTIZE, (*TWO, "--position-bits", 4), "POSITION_BITS is 4.0 here but"),
     (QUANTIZE, (*TWO, *LEARNED), "has learned none"),
     (EVALUATE, ("--runtime", "tensorrt"), "RUNTIME is 'tensorrt'; choose onnxruntime or openvino"),
 ])
@@ -227,6 +229,16 @@ def test_setting_that_is_refused(run_two, start_flags, eval_flags, name, flags, 
     assert said in done.error
     made = {TRAIN: "model_qat.pth", QUANTIZE: "model_qat_int2.onnx", EVALUATE: "results.json"}[name]
     assert not (run_folder(run) / made).exists()
+
+
+def test_run_of_an_older_version_is_not_quantized_otherwise_than_it_was_trained(run_two):
+    """Its tables of positions and token types were simulated at TABLE_BITS: no setting of today says so."""
+    run = copy_until(run_two, EXPORT)
+    with changed_manifest(run) as manifest:
+        del manifest["stages"][f"int4_eager/{TRAIN}"]["settings"]["POSITION_BITS"]
+    done = stage(QUANTIZE, run, *TWO)
+    assert done.returncode == 2
+    assert "was trained by an older version" in done.error and "train it again" in done.error
 
 
 def test_head_that_was_not_trained_is_no_teacher(tiny_model, train_flags):

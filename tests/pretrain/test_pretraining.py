@@ -81,7 +81,7 @@ def test_killed_run_goes_on_as_if_nothing_had_been(pretrained, corpus_folder, st
     """Killed in either phase and started again, it ends with the same weights, bit for bit."""
     run = new_run()
     folder = run_folder(run)
-    note(folder, {"tokens", "vocab.txt", "vocab.json"})
+    note(folder, dict.fromkeys(("tokens", "vocab.txt", "vocab.json"), ""))
     (folder / "tokens").mkdir()
     for name in ("vocab.txt", "vocab.json"):  # of equally frequent pieces, which one is taken differs by the run
         shutil.copy(pretrained / name, folder)
@@ -142,7 +142,7 @@ def test_checkpoint_that_is_none(corpus_folder, ours, said):
     path = run_folder(run) / "checkpoint.pt"
     path.parent.mkdir()
     if ours:
-        note(path.parent, {"checkpoint.pt"})
+        note(path.parent, {"checkpoint.pt": ""})
     path.write_text("mine")
     refused = pretrain(run, corpus_folder)
     assert refused.returncode == 2
@@ -197,7 +197,7 @@ def test_vocabulary_of_other_settings_is_made_anew(pretrained, corpus_folder):
 def test_run_goes_on_from_an_earlier_one(pretrained, corpus_folder):
     """It has that one's pieces and weights: what it has learned is there after a step, and its record names it."""
     run = new_run()
-    note(run_folder(run), {"tokens", "vocab.json"})
+    note(run_folder(run), {"tokens": "", "vocab.json": ""})
     (run_folder(run) / "tokens").mkdir()  # as a kill leaves it after a vocabulary of its own
     (run_folder(run) / "vocab.json").write_text("{}")
     short = ("--general-steps", 0, "--domain-steps", 1, "--learning-rate", 1e-6)

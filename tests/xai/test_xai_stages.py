@@ -225,7 +225,7 @@ def test_what_a_kill_left_is_no_text(explained, texts, tmp_path, left):
     wanted = (out / run / "explanations.jsonl").read_text(encoding="utf-8")
     head = wanted[: wanted.index("\n") + 1]
     (tmp_path / run).mkdir()
-    note(tmp_path / run, {"explanations.unfinished.jsonl"})
+    note(tmp_path / run, {"explanations.unfinished.jsonl": ""})
     held = {"head alone": head, "half a head": head[:50], "of another seed": wanted.replace('"SEED": 42', '"SEED": 1')}
     (tmp_path / run / "explanations.unfinished.jsonl").write_text(held[left], encoding="utf-8")
     done = run_xai("explain_tsv.py", run, texts, *QUICK, "--workers", 1, "--results", tmp_path)

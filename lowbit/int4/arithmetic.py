@@ -41,16 +41,16 @@ def simulate(model: torch.nn.Module, s: dict) -> torch.nn.Module:
     return simulation.simulate(model, levels, s["TARGET"] if learned else None, s["QUANTIZE_ATTENTION"])
 
 
-def refuse_older(run: str, trained: dict) -> None:
-    """Raise UserError for a run whose training simulated positions and token types as files had them once."""
-    if trained["QAT"] and "POSITION_BITS" not in trained:
-        raise UserError(f"{run} was trained by an older version, for a file whose positions and token types have "
-                        "TABLE_BITS: train it again, or go on with that version")
+def refuse_older(run: str, s: dict, trained: dict) -> None:
+    """Raise UserError for a run that was trained for, or rounded to, positions and token types as they were once."""
+    if "POSITION_BITS" not in (trained if trained["QAT"] else s):
+        raise UserError(f"{run} was made by an older version, whose positions and token types have TABLE_BITS: run its "
+                        "stages again, or go on with that version")
 
 
 def load_simulation(folder: Path, s: dict, trained: dict) -> torch.nn.Module:
     """The simulated model of a run, its weights loaded: with trained scales, or, without QAT, those of least error."""
-    refuse_older(folder.name, trained)
+    refuse_older(folder.name, s, trained)
     model = load_run(folder)
     if trained["QAT"]:
         load_weights(simulate(model, s), folder / WEIGHTS)
@@ -63,7 +63,7 @@ def load_simulation(folder: Path, s: dict, trained: dict) -> torch.nn.Module:
 def refuse_other_arithmetic(s: dict, trained: dict) -> None:
     """What is trained is what ships: raise UserError if a QAT run is to be quantized otherwise than simulated."""
     levels_by_part(s)
-    refuse_older(s["RUN"], trained)
+    refuse_older(s["RUN"], s, trained)
     if is_learned(s) and not (trained["QAT"] and is_learned(trained)):
         raise UserError(f"ACTIVATION_RANGES is learned here but {s['RUN']} has learned none: train it with "
                         "--activation-ranges learned" + ("" if trained["QAT"] else " and without --no-qat"))

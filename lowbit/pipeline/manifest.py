@@ -38,7 +38,7 @@ def read_manifest(folder: Path) -> dict:
                 raise ValueError("a file without its SHA-256")
             if not all(isinstance(digest, str) for digest in made["reads"].values()):
                 raise ValueError("a source without its SHA-256")
-        if isinstance(published := manifest.get("published", {}), list):  # names alone, as it was once
+        if not isinstance(published := manifest.get("published", {}), dict):  # names alone, as it was once
             manifest["published"] = dict.fromkeys(published, "")
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as error:

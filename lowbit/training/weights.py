@@ -41,9 +41,8 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"{shown(path)} holds something else than a plain state dict (name -> tensor): train again")
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    fake = [name for name in state if name not in wanted and is_fake(name)]
-    if any(map(is_fake, wanted)):
-        fake = []  # it simulates, and otherwise than it was trained: refused below
+    simulates = any(map(is_fake, wanted))
+    fake = [] if simulates else [name for name in state if is_fake(name)]
     if fake:
         print(f"  {len(fake)} fake-quantization tensors left out: {', '.join(fake[:3])}{' …' * (len(fake) > 3)}")
     state = {name: tensor for name, tensor in state.items() if name not in fake}

@@ -141,8 +141,11 @@ def test_other_arithmetic_goes_through(start_flags, eval_flags, flags):
         assert (run_folder(run) / "activation_ranges.png").exists()
 
 
-def test_twin_is_rounded_after_training(start_flags):
-    """--no-qat trains FP32 by the same teacher; stage 3 rounds it with scales of least error."""
+def test_twin_is_rounded_after_training(start_flags, eval_flags):
+    """--no-qat trains FP32 by the same teacher; stage 3 rounds it with scales of least error.
+
+    A file that an older stage 3 rounded otherwise is not scored.
+    """
     run = new_run()
     twin = (*start_flags, "--no-qat", *LABELS_TOO, "--num-epochs", 1)
     for name, flags in ((TRAIN, twin), (EXPORT, ()), (QUANTIZE, TWO)):
@@ -151,6 +154,11 @@ def test_twin_is_rounded_after_training(start_flags):
     names = torch.load(run_folder(run) / "model_qat.pth", weights_only=True)
     assert not any(name.endswith("log_scale") for name in names)
     assert (run_folder(run) / "model_qat_int2.onnx").exists()
+    with changed_manifest(run) as manifest:
+        for name in (TRAIN, QUANTIZE):
+            del manifest["stages"][f"int4_eager/{name}"]["settings"]["POSITION_BITS"]
+    done = stage(EVALUATE, run, *eval_flags)
+    assert done.returncode == 2 and "was made by an older version" in done.error
 
 
 def test_texts_without_labels_are_learned_from(start_flags, small_data, tmp_path):
@@ -238,7 +246,7 @@ def test_run_of_an_older_version_is_not_quantized_otherwise_than_it_was_trained(
         del manifest["stages"][f"int4_eager/{TRAIN}"]["settings"]["POSITION_BITS"]
     done = stage(QUANTIZE, run, *TWO)
     assert done.returncode == 2
-    assert "was trained by an older version" in done.error and "train it again" in done.error
+    assert "was made by an older version" in done.error and "run its stages again" in done.error
 
 
 def test_head_that_was_not_trained_is_no_teacher(tiny_model, train_flags):
